@@ -1,0 +1,248 @@
+"""The command line. Arguments are read first; torch is imported only by a command that needs it."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaopt import __version__
+from metaopt.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 nothing came of it, 2 a user's mistake, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except UserError as error:
+        print(f"metaopt: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metaopt", description="Search few-shot learning algorithms and their hyperparameters together."
+    )
+    parser.add_argument("--version", action="version", version=f"metaopt {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    study = commands.add_parser("study", help="run a study, show what it found").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    run = _command(study, "run", _study_run, "run a study, or go on with one that was interrupted")
+    run.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    run.add_argument("--trials", type=_count, metavar="N", help="trials in all, those already done included")
+    run.add_argument("--timeout", metavar="TIME", help="time for all of it, such as 90s, 10m or 2h")
+    run.add_argument("--seed", type=int, metavar="N", help="the study's seed, from which all others are made")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
+    )
+    run.add_argument("--workers", type=_count, default=1, metavar="N", help="processes, one thread each (default: 1)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: runs/<study name>)")
+    run.add_argument("--storage", metavar="URL", help="an Optuna storage other than the journal in the run folder")
+    run.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard")
+    _device(run)
+    _json(run)
+    show = _command(study, "show", _study_show, "show the leaderboard of a run folder")
+    show.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    _json(show)
+    _json(_command(study, "list", _study_list, "list the studies that come with metaopt"))
+
+    plugin = commands.add_parser("plugin", help="list what is installed, with ranges and papers").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _json(_command(plugin, "list", _plugin_list, "list plugins and what they provide"))
+    one = _command(plugin, "show", _plugin_show, "show a plugin, learner, task sampler, encoder or objective")
+    one.add_argument("name", metavar="NAME")
+    _json(one)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "score a study's winner again, on fresh test tasks")
+    evaluate.add_argument("model", type=Path, metavar="DIR", help="the folder `best` of a run folder")
+    evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
+    evaluate.add_argument("--seed", type=int, default=1, metavar="N", help="which test tasks (default: 1)")
+    _device(evaluate)
+    _json(evaluate)
+    return parser
+
+
+def _command(group: Any, name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = group.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _study_run(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import file, search, trial
+
+    device = _torch_device(options.device)
+    overrides = [
+        *options.set,
+        *(f"{key}={value}" for key in ("trials", "timeout", "seed") if (value := getattr(options, key)) is not None),
+    ]
+    registry = plugins.load()
+    study = file.load(_study_file(options.study), registry, overrides)
+    bench = trial.Bench(study, registry, device)
+    bench.check()
+    folder = options.output or Path("runs") / study.name
+    with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
+        board = search.run(
+            bench,
+            folder,
+            watcher,
+            workers=options.workers,
+            storage=options.storage,
+            stopped=lambda: interrupt.came,
+        )
+    _print_json(board) if options.json else terminal.show_board(board, folder)
+    if interrupt.came:
+        return INTERRUPTED
+    return 1 if board["status"] == "failed" else 0
+
+
+def _study_show(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+    from metaopt.study import leaderboard
+
+    board = leaderboard.read(options.folder)
+    if board is None:
+        raise UserError(
+            f"{options.folder}: no {leaderboard.FILE} in this folder; give the folder of a run, such as runs/quickstart, "
+            "and where a study was killed run it again to go on"
+        )
+    _print_json(board) if options.json else terminal.show_board(board, options.folder)
+    return 0
+
+
+def _study_list(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+
+    studies = [
+        {"name": path.stem, "path": str(path), "about": _first_comment(path)}
+        for path in sorted(_shipped().glob("*.yaml"))
+    ]
+    _print_json({"studies": studies}) if options.json else terminal.show_studies(studies)
+    return 0
+
+
+def _plugin_list(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from metaopt import plugins, terminal
+
+    found = [asdict(plugin) for plugin in plugins.load().plugins]
+    _print_json({"plugins": found}) if options.json else terminal.show_plugins(found)
+    return 0
+
+
+def _plugin_show(options: argparse.Namespace) -> int:
+    from metaopt import catalog, plugins, terminal
+
+    found = catalog.describe(plugins.load(), options.name)
+    _print_json(found) if options.json else terminal.show_description(found)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import model
+
+    learner, bench, config = model.load(options.model, plugins.load(), _torch_device(options.device))
+    bench.check()
+    scores = bench.score(learner, "test", f"evaluate {options.seed}", options.tasks)
+    found = {
+        "model": str(options.model),
+        "study": bench.study.name,
+        "learner": config["params"]["learner"],
+        "objective": bench.study.objective,
+        "pool": "test",
+        "transductive": config["transductive"],
+        "mean": scores.mean,
+        "ci95": scores.ci95,
+        "median": scores.median,
+        "tasks": len(scores.per_task),
+        "not_finite": scores.not_finite,
+    }
+    _print_json(found) if options.json else terminal.show_scores(found)
+    return 0
+
+
+def _torch_device(name: str) -> "torch.device":
+    import torch
+
+    torch.set_num_threads(1)  # more threads than free cores can be 50 times slower; use --workers
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; leave --device out, or give --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _shipped() -> Path:
+    """Return the folder of the studies that come with metaopt: in the package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "studies"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "studies"
+
+
+def _study_file(given: str) -> Path:
+    path = Path(given)
+    if path.exists() or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        return path
+    names = {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
+    if given not in names:
+        raise UserError(unknown("study file or shipped study", given, names))
+    return names[given]
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second ends the program at once."""
+
+    came = False
+
+    def __enter__(self) -> "_Interrupt":
+        self.before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: object) -> None:
+        if self.came:
+            os._exit(INTERRUPTED)
+        self.came = True
+        print("\nfinishing; once more ends at once", file=sys.stderr)  # noqa: T201

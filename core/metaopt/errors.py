@@ -1,0 +1,23 @@
+"""The two ways things go wrong: a user's mistake, and a trial that cannot go on."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake its user can mend. The message says what, where, which values are allowed, and what to do.
+
+    The command line prints it as one sentence and exits with code 2; nothing is half-written.
+    """
+
+
+class TrialError(Exception):
+    """One trial cannot go on (it diverged, say). The trial fails with this reason; the study goes on."""
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """Say that `name` is not one of the `allowed` names of a `kind`, with the nearest one where one is near."""
+    choices = sorted(allowed)
+    near = get_close_matches(str(name), choices, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices) or '(none)'}"
+    return f"no {kind} named {str(name)!r}; {remedy}"

@@ -1,0 +1,95 @@
+"""Learners: algorithms that learn a task from its support set, and what meta-training does to them."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from metaopt.task import Examples, Kind, TaskBatch, TaskSpec
+
+if TYPE_CHECKING:
+    from metaopt.executor import Executor
+
+Gradients = Mapping[str, Tensor]
+
+
+class Learner(nn.Module):
+    """A learning algorithm whose parameters are meta-trained.
+
+    A plugin's learner sets `name`, declares its hyperparameters in a frozen dataclass `Config`, and gives `forward`:
+    one task's code, pure in its parameters. The core runs it over many tasks at once. A learner keeps no memory
+    between tasks: it adapts a dict of weights and never writes to its parameters.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    """The kinds of tasks it can learn."""
+    trains_on: ClassVar[Literal["tasks", "examples", "nothing"]] = "tasks"
+    """What an outer step is given: tasks, labelled examples of all train classes, or no meta-training at all."""
+    uses_encoder: ClassVar[bool] = True
+    """Whether it stands on the encoder it is given."""
+    transductive: ClassVar[bool] = False
+    """Whether its prediction for one query depends on the other queries; allowed where a study says so."""
+    any_way: ClassVar[bool] = False
+    """Whether it can be meta-trained with one number of ways and used with another."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Its own defaults for parameters that all learners share, such as {"outer.lr": 0.01}."""
+
+    spec: TaskSpec
+    config: Any
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, spec: TaskSpec, encoder: nn.Module, config: Any) -> None:
+        """Build the parameters. `encoder` maps examples (n, *x_shape) to features (n, encoder.n_features)."""
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder
+        self.config = config
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Learn one task from its support set and return predictions for its query set.
+
+        Args:
+            support_x: (n_support, *x_shape)
+            support_y: (n_support,) int64 labels 0 … n_way − 1, or (n_support, y_size) targets
+            query_x: (n_queries, *x_shape)
+
+        Returns:
+            (n_queries, n_outputs): unnormalised class scores, or predicted targets.
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `forward`")
+
+    def loss(self, predictions: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of predictions (n, n_outputs): cross entropy, or the squared error."""
+        return cross_entropy(predictions, y) if self.spec.kind == "classification" else mse_loss(predictions, y)
+
+    def task_loss(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        """Return what meta-training minimises on one task: the query loss after learning from the support set."""
+        return self.loss(self(support_x, support_y, query_x), query_y)
+
+    def outer_step(
+        self, batch: TaskBatch | Examples, executor: "Executor", update: Callable[[Gradients], None]
+    ) -> Tensor:
+        """Improve the parameters on one batch and return the mean loss before the step.
+
+        `update` hands gradients by parameter name to the outer optimiser, which takes one step. Learners whose outer
+        step is not the gradient of `task_loss` override this.
+        """
+        assert isinstance(batch, TaskBatch)
+        loss, gradients = executor.gradient(self, batch)
+        update(gradients)
+        return loss
+
+    def with_spec(self, spec: TaskSpec) -> "Learner":
+        """Return this learner, its parameters shared, for tasks of another size."""
+        if spec == self.spec:
+            return self
+        other = copy.copy(self)
+        other.spec = spec
+        return other

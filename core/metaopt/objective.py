@@ -1,0 +1,41 @@
+"""Meta-objectives: how good a learner's predictions on tasks are."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from metaopt.task import Kind, TaskSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a learner predicted for the query sets of some tasks, and the truth. Later versions may add fields."""
+
+    spec: TaskSpec
+    predictions: Tensor  # (n_tasks, n_queries, n_outputs)
+    query_y: Tensor  # (n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size)
+
+
+class MetaObjective:
+    """A score of a learner, task by task; the core aggregates it over tasks.
+
+    A plugin's objective sets `name`, `direction`, the `kinds` of tasks it can score, and gives `score`.
+    """
+
+    name: ClassVar[str]
+    direction: ClassVar[Literal["maximize", "minimize"]]
+    kinds: ClassVar[tuple[Kind, ...]]
+    worst: ClassVar[float | None] = None
+    """The score of a task whose predictions are not finite; None where there is no worst: then the trial fails."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def score(self, outcome: Outcome) -> Tensor:
+        """Return one score a task, (n_tasks,)."""
+        raise NotImplementedError(f"the meta-objective {type(self).__name__} does not define `score`")

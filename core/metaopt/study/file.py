@@ -1,0 +1,471 @@
+"""The study file: read, checked, and resolved into a `Study` in which nothing is left to guess."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from metaopt import tune
+from metaopt.errors import UserError, unknown
+from metaopt.executor import EXECUTORS
+from metaopt.plugins import Registry
+from metaopt.study.space import Section, Space
+from metaopt.task import Pool
+from metaopt.train import Budget, Outer
+
+TASK_KEYS = ("sampler", "n_way", "n_shot", "n_query", "train_way", "train_shot", "train_query")
+KEYS = (
+    "name",
+    "tasks",
+    "learners",
+    "encoder",
+    "outer",
+    "objective",
+    "search_on",
+    "transductive",
+    "trials",
+    "timeout",
+    "budget",
+    "evaluation",
+    "executor",
+    "seed",
+)
+MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks a study is about; the train tasks may have other sizes than those a learner is scored on."""
+
+    sampler: str
+    config: Any
+    n_way: int
+    n_shot: int
+    n_query: int
+    train_way: int
+    train_shot: int
+    train_query: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How many tasks score a trial, how many trials are finalists, how many fresh tasks score those."""
+
+    tasks: int = 200
+    finalists: int = 3
+    report_tasks: int = 1000
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved study."""
+
+    name: str
+    tasks: Tasks
+    space: Space
+    objective: str
+    search_on: Pool
+    transductive: bool
+    trials: int
+    timeout: float | None
+    """Seconds for all of it, finalists and report included; None for no limit."""
+    budget: Budget
+    evaluation: Evaluation
+    executor: str
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study as a study file with every default written out."""
+        sampler_config = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.tasks.config).items()
+        }
+        return {
+            "name": self.name,
+            "tasks": {key: getattr(self.tasks, key) for key in TASK_KEYS} | sampler_config,
+            "learners": {name: _written(section) for name, section in self.space.learners.items()},
+            "encoder": {name: _written(section) for name, section in self.space.encoders.items()},
+            "outer": _written(self.space.outer),
+            "objective": self.objective,
+            "search_on": self.search_on,
+            "transductive": self.transductive,
+            "trials": self.trials,
+            "timeout": self.timeout,
+            "budget": {key: value for key, value in asdict(self.budget).items() if value is not None},
+            "evaluation": asdict(self.evaluation),
+            "executor": self.executor,
+            "seed": self.seed,
+        }
+
+
+def load(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Study:
+    """Read and resolve a study file, with `path.to.key=value` overrides. Raises UserError where anything is off."""
+    raw = read(path)
+    for override in overrides:
+        override_key(raw, override)
+    return resolve(raw, str(path), registry)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a study file's mapping. Raises UserError where it is missing, too large, or not such a YAML file."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size:,} bytes is too large for a study file, which may have {MAX_BYTES:,}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the study file {path}: {error.strerror}; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8; a study file is YAML text") from None
+    try:
+        raw = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML: {problem}; mend that line") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a study file is a mapping of keys such as `tasks:` and `learners:`, not {_kind(raw)}")
+    return raw
+
+
+def override_key(raw: dict[str, Any], override: str) -> None:
+    """Apply one `path.to.key=value` to a study file's mapping, the value read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise UserError(f"--set {override}: write it as path.to.key=value, such as --set tasks.n_way=20")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(
+            f"--set {override}: {text!r} is not a YAML value; quote it, or write a number or a text"
+        ) from None
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        if isinstance(raw, dict) and raw.get(key) is None:
+            raw[key] = {}
+        elif isinstance(raw, dict) and isinstance(raw[key], list) and all(isinstance(item, str) for item in raw[key]):
+            raw[key] = dict.fromkeys(raw[key])  # a plain list of names is short for their mapping
+        raw = raw[key] if isinstance(raw, dict) else raw
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not keys to set")
+    raw[last] = value
+
+
+def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
+    """Return the study that a study file's mapping describes. Raises UserError naming `where` and the key."""
+    top = _Mapping(where, "", raw)
+    top.only(KEYS)
+    name = top.get("name", _name, Path(where).stem)
+    transductive = top.get("transductive", _flag, False)
+    tasks = _tasks(top, registry)
+    kind = registry.task_sampler(tasks.sampler).kind
+    learners = _names(top, "learners", registry.learner, required=True)
+    for learner in learners:
+        cls = registry.learner(learner)
+        if kind not in cls.kinds:
+            top.fail(f"learners.{learner}", f"it learns {' and '.join(cls.kinds)} and the sampler {tasks.sampler!r} "
+                     f"gives {kind} tasks; leave it out or take another sampler")  # fmt: skip
+        if cls.transductive and not transductive:
+            top.fail(f"learners.{learner}", "it is transductive (a query's prediction depends on the other queries); "
+                     "set transductive: true to allow that, or leave it out")  # fmt: skip
+        if tasks.train_way != tasks.n_way and not cls.any_way:
+            top.fail("tasks.train_way", f"{learner} learns a fixed number of ways, and train_way {tasks.train_way} is "
+                     f"not n_way {tasks.n_way}; make them equal or leave {learner} out")  # fmt: skip
+    encoders = _names(top, "encoder", registry.encoder, default=registry.task_sampler(tasks.sampler).encoder)
+    space = Space(
+        learners={
+            name: _ranges(top, f"learners.{name}", registry.learner(name).Config, given, transductive, every=True)
+            for name, given in learners.items()
+        },
+        encoders={
+            name: _ranges(top, f"encoder.{name}", registry.encoder(name).Config, given, transductive)
+            for name, given in encoders.items()
+        },
+        outer=_ranges(top, "outer", Outer, raw.get("outer"), transductive),
+        learner_classes={name: registry.learner(name) for name in learners},
+        encoder_classes={name: registry.encoder(name) for name in encoders},
+    )
+    objective = top.get("objective", _text, "accuracy" if kind == "classification" else "mse")
+    with top.at("objective"):
+        if kind not in registry.meta_objective(objective).kinds:
+            raise UserError(f"{objective!r} does not score {kind} tasks, which the sampler {tasks.sampler!r} gives; "
+                            f"choose one of: {', '.join(_objectives_for(registry, kind))}")  # fmt: skip
+    return Study(
+        name=name,
+        tasks=tasks,
+        space=space,
+        objective=objective,
+        search_on=top.get("search_on", _one_of("validation", "test"), "validation"),
+        transductive=transductive,
+        trials=top.get("trials", _whole(1), 30),
+        timeout=top.get("timeout", duration, None),
+        budget=_budget(top),
+        evaluation=_evaluation(top),
+        executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
+        seed=top.get("seed", _whole(0), 0),
+    )
+
+
+def duration(value: object) -> float | None:
+    """Return the seconds that "90s", "10m", "1.5h" or a plain number of seconds stand for. ValueError otherwise."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", str(value).strip())
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"] if match else 0.0
+    if isinstance(value, bool) or not 0 < seconds < math.inf:
+        raise ValueError(f"{value!r} is not a time; write it as 90s, 10m or 2h")
+    return seconds
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-3 is a number, only true and false are booleans, a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value again", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":int", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|nan))$"),
+    list("-+0123456789."),
+)
+
+
+class _Mapping:
+    """A mapping of the study file that knows where it stands, so that every complaint names file and key."""
+
+    def __init__(self, where: str, path: str, raw: Any) -> None:
+        self.where, self.path = where, path
+        if not isinstance(raw, Mapping):
+            self.fail("", f"this is {_kind(raw)}, and must be a mapping of keys to values")
+        self.raw = raw
+
+    def fail(self, key: str, message: str) -> NoReturn:
+        full = ".".join(part for part in (self.path, key) if part)
+        raise UserError(f"{self.where}: {full + ': ' if full else ''}{message}")
+
+    def only(self, keys: Sequence[str]) -> None:
+        for key in self.raw:
+            if key not in keys:
+                self.fail("", unknown("key", key, keys))
+
+    def get(self, key: str, check: Callable[[object], Any], *default: Any) -> Any:
+        """Return the checked value of `key`, or the default where the key is absent."""
+        if key not in self.raw:
+            if default:
+                return default[0]
+            self.fail("", f"the key {key!r} is missing; a study file needs it")
+        with self.at(key):
+            return check(self.raw[key])
+
+    def at(self, key: str) -> "_At":
+        return _At(self, key)
+
+
+class _At:
+    """Puts file and key before a complaint."""
+
+    def __init__(self, mapping: _Mapping, key: str) -> None:
+        self.mapping, self.key = mapping, key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ValueError | UserError):
+            try:
+                self.mapping.fail(self.key, str(error))
+            except UserError as placed:
+                raise placed from None
+
+
+def _tasks(top: _Mapping, registry: Registry) -> Tasks:
+    tasks = _Mapping(top.where, "tasks", top.get("tasks", lambda value: value))
+    name = tasks.get("sampler", _text)
+    with tasks.at("sampler"):
+        cls = registry.task_sampler(name)
+    settings = tuple(field.name for field in fields(cls.Config))
+    tasks.only([*TASK_KEYS, *settings])
+    n_way = 1 if cls.kind == "regression" else tasks.get("n_way", _whole(2))
+    if cls.kind == "regression":
+        tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
+    n_shot, n_query = tasks.get("n_shot", _whole(1)), tasks.get("n_query", _whole(1), 15)
+    given = {key: tasks.raw[key] for key in settings if key in tasks.raw}
+    config = {key: _fixed(parameter) for key, parameter in _narrowed(tasks, cls.Config, given).items()}
+    return Tasks(
+        sampler=name,
+        config=cls.Config(**config),
+        n_way=n_way,
+        n_shot=n_shot,
+        n_query=n_query,
+        train_way=tasks.get("train_way", _whole(1), n_way),
+        train_shot=tasks.get("train_shot", _whole(1), n_shot),
+        train_query=tasks.get("train_query", _whole(1), n_query),
+    )
+
+
+def _fixed(parameter: tune.Parameter) -> Any:
+    assert isinstance(parameter, tune.Fixed), "a task sampler's Config holds settings, not ranges"
+    return parameter.value
+
+
+def _names(
+    top: _Mapping,
+    key: str,
+    find: Callable[[str], type],
+    *,
+    required: bool = False,
+    default: str | None = None,
+) -> dict[str, Any]:
+    """Return a section written as one name, a list of names, or a mapping of names to ranges, as that mapping."""
+    given = top.raw.get(key) if not required else top.get(key, lambda value: value)
+    if given is None and default:
+        given = default
+    if isinstance(given, str):
+        given = {given: None}
+    if isinstance(given, list):
+        given = dict.fromkeys(map(str, given))
+    if not isinstance(given, Mapping) or not given:
+        top.fail(key, f"this is {_kind(given)}, and must be names: a list, or a mapping of names to their ranges")
+    for name in given:
+        with top.at(key):
+            find(name)
+    return dict(given)
+
+
+def _ranges(
+    top: _Mapping, path: str, config: type, given: Any, transductive: bool, *, every: bool = False
+) -> dict[str, tune.Parameter]:
+    """Return the parameters of one section: those it names, or with `every` all that are declared."""
+    section = _Mapping(top.where, path, {} if given is None else given)
+    ranges = _narrowed(section, config, section.raw, every)
+    for name, parameter in ranges.items():
+        declared = tune.declared(config)[name]
+        banned = () if transductive else getattr(declared, "transductive", ())
+        named = section.raw.get(name)
+        if isinstance(parameter, tune.Choice):
+            if clash := [option for option in parameter.options if option in banned and isinstance(named, list)]:
+                section.fail(name, _transductive(clash[0]))
+            left = tuple(option for option in parameter.options if option not in banned)
+            ranges[name] = tune.Choice(left, parameter.transductive) if len(left) > 1 else tune.Fixed(left[0])
+        elif parameter.value in banned if isinstance(parameter, tune.Fixed) else False:
+            section.fail(name, _transductive(parameter.value))
+    return ranges
+
+
+def _transductive(value: object) -> str:
+    return f"{value!r} is transductive (a query's prediction depends on the other queries); set transductive: true"
+
+
+def _narrowed(section: _Mapping, config: type, given: Mapping[str, Any], every: bool = False) -> dict[str, Any]:
+    declared = tune.declared(config)
+    for key in given:
+        if key not in declared:
+            section.fail("", unknown("key", key, declared))
+    ranges = {}
+    for name, parameter in declared.items():
+        if name in given or every:
+            with section.at(name):
+                ranges[name] = tune.narrow(parameter, given[name]) if name in given else parameter
+    return ranges
+
+
+def _budget(top: _Mapping) -> Budget:
+    budget = _Mapping(top.where, "budget", top.get("budget", lambda value: value, {"tasks": 4000}))
+    budget.only(["tasks", "cpu_seconds"])
+    if len(budget.raw) != 1:
+        budget.fail("", "give one of the two, {tasks: 4000} or {cpu_seconds: 10}")
+    return Budget(tasks=budget.get("tasks", _whole(1), None), cpu_seconds=budget.get("cpu_seconds", duration, None))
+
+
+def _evaluation(top: _Mapping) -> Evaluation:
+    evaluation = _Mapping(top.where, "evaluation", top.get("evaluation", lambda value: value, {}))
+    evaluation.only([field.name for field in fields(Evaluation)])
+    return Evaluation(
+        **{field.name: evaluation.get(field.name, _whole(1), field.default) for field in fields(Evaluation)}
+    )
+
+
+def _objectives_for(registry: Registry, kind: str) -> list[str]:
+    return sorted(name for name, objective in registry.meta_objectives.items() if kind in objective.kinds)
+
+
+def _written(section: Section) -> dict[str, Any]:
+    """Return a section as a study file writes it."""
+    written: dict[str, Any] = {}
+    for name, parameter in section.items():
+        match parameter:
+            case tune.Fixed(value):
+                written[name] = value
+            case tune.Choice(options):
+                written[name] = list(options)
+            case tune.Real() | tune.Integer():
+                written[name] = {"low": parameter.low, "high": parameter.high}
+    return written
+
+
+def _whole(low: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{value!r} is not a whole number of {low} or more")
+        return value
+
+    return check
+
+
+def _one_of(*allowed: Any) -> Callable[[object], Any]:
+    def check(value: object) -> Any:
+        if value not in allowed:
+            raise ValueError(f"{value!r} must be {' or '.join(map(str, allowed))}")
+        return value
+
+    return check
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a name")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} must be true or false")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(f"{value!r} names the run folder; use letters, digits, '.', '_' and '-', at most 100")
+    return value
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "a mapping", list: "a list", str: "a text", type(None): "empty", bool: "true or false"}
+    return kinds.get(type(value), "a number")

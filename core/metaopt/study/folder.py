@@ -1,0 +1,41 @@
+"""The run folder: one study at a time, by one process at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from metaopt.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there two runs in one folder are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it for this process; the hold ends with the process, however that ends.
+
+    Raises UserError where it cannot be written, or another process holds it.
+    """
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write to the run folder {folder} ({reason}); give another with --output") from None
+    try:
+        if fcntl:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forked workers
+        yield
+    except BlockingIOError:
+        raise UserError(
+            f"another process is running the study in {folder}; wait for it, or give another folder with --output"
+        ) from None
+    finally:
+        os.close(descriptor)

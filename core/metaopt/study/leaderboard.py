@@ -1,0 +1,134 @@
+"""The leaderboard: what a study found, as data and as a table."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaopt.errors import UserError
+from metaopt.study.trial import Bench, TrialResult
+
+if TYPE_CHECKING:
+    from metaopt.study.search import Finalist
+    from metaopt.train import Scores
+
+FILE = "leaderboard.json"
+
+
+def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the complete trials, best first, each pipeline once; equal scores by number."""
+    sign = -1 if bench.objective.direction == "maximize" else 1
+    best: dict[str, TrialResult] = {}
+    for result in sorted(results, key=lambda result: (sign * (result.mean or 0.0), result.number)):
+        if result.state == "complete":
+            best.setdefault(json.dumps(result.params, sort_keys=True), result)
+    return list(best.values())
+
+
+def build(
+    bench: Bench,
+    results: Sequence[TrialResult],
+    finalists: "Sequence[Finalist]",
+    report: "Scores | None",
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the leaderboard as `leaderboard.json` holds it.
+
+    A finalist's `search` is its score in the search, on the tasks that all trials share; its `report` is on tasks
+    that no trial has touched: the winner's on the test pool, the others' on fresh tasks of the pool searched on,
+    which is what finalists are ranked by (`fresh`). Without `report` the study was interrupted, and the best trials
+    stand in the finalists' place.
+    """
+    from metaopt.study.ledger import versions
+
+    study = bench.study
+    states = Counter(result.state for result in results)
+    entries: list[dict[str, Any]] = []
+    for finalist in finalists:
+        fresh = _score(finalist.fresh, study.search_on)
+        entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh})
+    if report:
+        entries[0]["report"] = {
+            "pool": "test",
+            "mean": report.mean,
+            "ci95": report.ci95,
+            "tasks": len(report.per_task),
+            "median": report.median,
+            "not_finite": report.not_finite,
+        }
+    else:
+        best = ranked(bench, results)[: study.evaluation.finalists]
+        entries = [_entry(bench, result) | {"fresh": None, "report": None} for result in best]
+    by_learner: dict[str, dict[str, Any]] = {}
+    for result in ranked(bench, results):
+        by_learner.setdefault(result.learner, _entry(bench, result))
+    failures = Counter((result.learner, result.reason) for result in results if result.state == "failed")
+    return {
+        "study": study.name,
+        "status": "finished" if report else "interrupted" if entries else "failed",
+        "seed": study.seed,
+        "objective": study.objective,
+        "direction": bench.objective.direction,
+        "search_on": study.search_on,
+        "transductive": study.transductive,
+        "trials": {state: states[state] for state in ("complete", "pruned", "failed")},
+        "finalists": [{"rank": rank, **entry} for rank, entry in enumerate(entries, 1)],
+        "learners": by_learner,
+        "failures": [
+            {"learner": learner, "reason": reason, "trials": count}
+            for (learner, reason), count in sorted(failures.items(), key=lambda item: -item[1])
+        ],
+        "limits": {"trials": study.trials, "timeout": study.timeout},
+        "versions": versions(bench),
+        "seconds": seconds,
+    }
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return the leaderboard in a run folder; None where there is none. Raises UserError where it is damaged."""
+    path = folder / FILE
+    try:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(board, dict) or not {"study", "status", "finalists", "seconds"} <= board.keys():
+            raise ValueError("it lacks what a leaderboard has")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete it and run the study again to make it anew"
+        ) from None
+    return board
+
+
+def number(value: float) -> str:
+    """Write a score: 0.9731, 12.3, 4.1e+15."""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def interval(score: Mapping[str, Any] | None) -> str:
+    """Write a score with its 95 % interval; a dash where there is none."""
+    return f"{number(score['mean'])} ± {number(score['ci95'])}" if score else "–"
+
+
+def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
+    return {
+        "trial": result.number,
+        "learner": result.learner,
+        "params": result.params,
+        "transductive": bench.study.space.transductive(result.params),
+        "search": _score(result, bench.study.search_on),
+        "trained_tasks": result.trained_tasks,
+        "parameters": result.parameters,
+    }
+
+
+def _score(result: TrialResult, pool: str) -> dict[str, Any]:
+    return {
+        "pool": pool,
+        "mean": result.mean,
+        "ci95": result.ci95,
+        "tasks": result.tasks,
+        "median": result.median,
+        "not_finite": result.not_finite,
+    }

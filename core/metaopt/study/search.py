@@ -1,0 +1,171 @@
+"""Run a study: search, score the finalists again on fresh tasks, report the winner on tasks no trial has touched."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from safetensors.torch import load_file
+
+from metaopt import seeds
+from metaopt.files import write_json, write_text
+from metaopt.study import leaderboard, model
+from metaopt.study.crew import Alone, Crew, Workers
+from metaopt.study.folder import owned
+from metaopt.study.ledger import Ledger
+from metaopt.study.storage import open_storage
+from metaopt.study.trial import Bench, Job, Stop, TrialResult, until
+from metaopt.train import Budget, Scores
+
+
+class Watcher(Protocol):
+    """Is told how a study goes."""
+
+    def began(self, bench: Bench, results: list[TrialResult]) -> None: ...
+    def started(self, job: Job) -> None: ...
+    def finished(self, result: TrialResult, best: TrialResult | None) -> None: ...
+    def phase(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best few trials: its score in the search, and of its pipeline meta-trained anew on fresh tasks."""
+
+    search: TrialResult
+    fresh: TrialResult
+    weights: Path
+
+
+def run(
+    bench: Bench,
+    folder: Path,
+    watcher: Watcher,
+    *,
+    workers: int = 1,
+    storage: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run a study in `folder`, or go on with it, and return its leaderboard.
+
+    When `stopped()` becomes true the trials under way are put back and the leaderboard of what is done is returned,
+    its status "interrupted". Raises UserError where the folder cannot be used or holds another study.
+    """
+    started = time.monotonic()
+    with owned(folder):
+        ledger = Ledger(bench, open_storage(folder, storage), folder)
+        earlier = leaderboard.read(folder)
+        if earlier and _is_over(bench, ledger, earlier):
+            return earlier
+        write_text(folder / "study.yaml", yaml.safe_dump(bench.study.to_dict(), sort_keys=False, allow_unicode=True))
+        spent = earlier["seconds"] if earlier else ledger.seconds()
+        end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
+        watcher.began(bench, ledger.results)
+        crew: Crew = (
+            Workers(bench, workers, ledger.report, stopped) if workers > 1 else Alone(bench, ledger.report, stopped)
+        )
+        try:
+            _search(bench, ledger, crew, watcher, stopped, end)
+            finalists = _finalists(bench, ledger, crew, watcher, folder) if not stopped() else []
+        finally:
+            crew.close()
+        report = None
+        if finalists and not stopped():
+            watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
+            report = _report(bench, finalists[0], stopped)
+        seconds = spent + time.monotonic() - started
+        board = leaderboard.build(bench, ledger.results, finalists if report else [], report, seconds)
+        if report:
+            model.save(folder / "best", bench, finalists[0].fresh, finalists[0].weights, board)
+        write_json(folder / leaderboard.FILE, board)
+        return board
+
+
+def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
+    """Tell whether an earlier run came to its end and this one asks for no more trials and no more time."""
+    if earlier["status"] != "finished":
+        return False
+    timeout, before = bench.study.timeout, earlier["limits"]["timeout"]
+    out_of_time = len(ledger.results) < earlier["limits"]["trials"]
+    more_time = out_of_time and (timeout is None or timeout > before)
+    return bench.study.trials <= max(len(ledger.results), earlier["limits"]["trials"]) and not more_time
+
+
+def _search(
+    bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], end: float
+) -> None:
+    while True:
+        deadline = end - _reserve(bench, ledger.results, crew)
+        left = bench.study.trials - len(ledger.results) - crew.busy
+        while crew.idle and left > 0 and not stopped() and time.monotonic() < deadline:
+            job = ledger.ask(deadline)
+            watcher.started(job)
+            crew.start(job)
+            left -= 1
+        if not crew.busy:
+            return
+        for done in crew.wait():
+            if ledger.tell(done):
+                bench.registry.notify(done.result)
+                best = next(iter(leaderboard.ranked(bench, ledger.results)), None)
+                watcher.finished(done.result, best)
+
+
+def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
+    """Return the seconds that finalists and report will take, as far as the best trials tell."""
+    if bench.study.timeout is None:
+        return 0.0
+    best = leaderboard.ranked(bench, results)[: bench.study.evaluation.finalists]
+    if not best:
+        return 0.1 * bench.study.timeout
+    tasks = bench.study.evaluation.report_tasks
+    scoring = [result.evaluation_seconds / result.tasks * tasks for result in best]
+    each = [result.seconds - result.evaluation_seconds + s for result, s in zip(best, scoring, strict=True)]
+    return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring))
+
+
+def _finalists(bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, folder: Path) -> list[Finalist]:
+    """Meta-train the best few pipelines anew, with fresh seeds, score them on fresh tasks, and rank them by that."""
+    chosen = leaderboard.ranked(bench, ledger.results)[: bench.study.evaluation.finalists]
+    if not chosen:
+        return []
+    watcher.phase(f"meta-training {len(chosen)} finalists anew, for {bench.study.evaluation.report_tasks} fresh tasks")
+    (folder / "finalists").mkdir(exist_ok=True)
+    waiting = [
+        Job(
+            number=result.number,
+            params=result.params,
+            seed=seeds.derive(bench.study.seed, "finalist", result.number),
+            budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
+            pool=bench.study.search_on,
+            purpose="finalists",
+            n_tasks=bench.study.evaluation.report_tasks,
+            save_to=folder / "finalists" / f"{result.number:05d}.safetensors",
+        )
+        for result in chosen
+    ]
+    search, files = {result.number: result for result in chosen}, {job.number: job.save_to for job in waiting}
+    finalists = []
+    while waiting or crew.busy:
+        while waiting and crew.idle:
+            crew.start(waiting.pop(0))
+        for fresh in (done.result for done in crew.wait()):
+            weights = files[fresh.number]
+            if fresh.state == "complete" and weights:
+                finalists.append(Finalist(search[fresh.number], fresh, weights))
+            else:
+                watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
+    order = [result.number for result in leaderboard.ranked(bench, [finalist.fresh for finalist in finalists])]
+    return sorted(finalists, key=lambda finalist: order.index(finalist.search.number))
+
+
+def _report(bench: Bench, winner: Finalist, stopped: Callable[[], bool]) -> Scores | None:
+    """Score the winner on test tasks; None where that was interrupted."""
+    learner = bench.build(winner.fresh.params, winner.fresh.seed)
+    learner.load_state_dict(load_file(winner.weights))
+    try:
+        return bench.score(learner, "test", "report", bench.study.evaluation.report_tasks, until(math.inf, stopped))
+    except Stop:
+        return None

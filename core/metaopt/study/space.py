@@ -1,0 +1,98 @@
+"""The space a study searches: pipelines, each a learner with what surrounds it, as one flat dict of names.
+
+A pipeline is written {"learner": "maml", "maml.inner_lr": 0.1, …, "encoder": "conv4", "conv4.width": 64, …,
+"outer.lr": 0.001, …}: complete, fixed values included, so that it can be built without the study file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaopt import tune
+from metaopt.learner import Learner
+from metaopt.nn import Encoder
+from metaopt.train import Outer
+
+Params = dict[str, Any]
+Section = Mapping[str, tune.Parameter]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every pipeline a study may try."""
+
+    learners: Mapping[str, Section]
+    encoders: Mapping[str, Section]
+    outer: Section
+    """What the study file says of the outer loop; what it leaves out is at each learner's own default."""
+    learner_classes: Mapping[str, type[Learner]]
+    encoder_classes: Mapping[str, type[Encoder]]
+
+    def suggest(self, trial: tune.Trial) -> Params:
+        """Return the pipeline that an Optuna trial chooses; only what may vary is asked of it."""
+        return self._walk(lambda name, parameter, default: parameter.suggest(trial, name))
+
+    def default(self, learner: str) -> Params:
+        """Return the learner's default pipeline, moved into the ranges where the study file narrowed them."""
+        return self._walk(lambda name, parameter, default: parameter.nearest(default), learner)
+
+    def searched(self, params: Params) -> Params:
+        """Return the part of a pipeline that the study searches."""
+        asked: Params = {}
+
+        def ask(name: str, parameter: tune.Parameter, default: Any) -> Any:
+            if not isinstance(parameter, tune.Fixed):
+                asked[name] = params[name]
+            return params[name]
+
+        self._walk(ask)
+        return asked
+
+    def transductive(self, params: Params) -> bool:
+        """Tell whether a pipeline lets the prediction for one query depend on the others."""
+        learner, encoder = params["learner"], params.get("encoder")
+        owners: list[tuple[str, type]] = [(learner, self.learner_classes[learner].Config)]
+        if encoder:
+            owners.append((encoder, self.encoder_classes[encoder].Config))
+        return self.learner_classes[learner].transductive or any(
+            params[f"{owner}.{field}"] in getattr(parameter, "transductive", ())
+            for owner, config in owners
+            for field, parameter in tune.declared(config).items()
+        )
+
+    def _walk(self, decide: Any, learner: str | None = None) -> Params:
+        """Visit the parameters of one pipeline in order, deciding each by its name, its range and its default."""
+        params: Params = {}
+        learner = learner or decide("learner", _one_of(self.learners), None)
+        params["learner"] = learner
+        cls = self.learner_classes[learner]
+        _visit(params, learner, cls.Config, self.learners[learner], cls.defaults, decide)
+        if cls.uses_encoder:
+            encoder = params["encoder"] = decide("encoder", _one_of(self.encoders), cls.defaults.get("encoder"))
+            _visit(params, encoder, self.encoder_classes[encoder].Config, self.encoders[encoder], cls.defaults, decide)
+        if cls.trains_on != "nothing":
+            _visit(params, "outer", Outer, self.outer, cls.defaults, decide)
+        return params
+
+
+def _one_of(sections: Mapping[str, Section]) -> tune.Parameter:
+    names = tuple(sections)
+    return tune.Choice(names) if len(names) > 1 else tune.Fixed(names[0])
+
+
+def _visit(params: Params, owner: str, config: type, given: Section, defaults: Mapping[str, Any], decide: Any) -> None:
+    """Decide the fields of `config` in order; one whose condition does not hold keeps its default, unsearched."""
+    declared_default = config()
+    for field, when in tune.conditions(config).items():
+        name = f"{owner}.{field}"
+        default = defaults.get(name, getattr(declared_default, field))
+        parameter = given.get(field, tune.Fixed(default))
+        if all(params[f"{owner}.{other}"] == value for other, value in when.items()):
+            params[name] = decide(name, parameter, default)
+        else:
+            params[name] = parameter.nearest(default)
+
+
+def section(params: Params, owner: str) -> Params:
+    """Return one owner's part of a pipeline, by field: section(params, "maml") is MAML's configuration."""
+    return {name.removeprefix(f"{owner}."): value for name, value in params.items() if name.startswith(f"{owner}.")}

@@ -1,0 +1,73 @@
+"""Where trials are kept: Optuna's journal file with its gaps closed, or any storage that Optuna opens by URL."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from metaopt.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where Optuna's own lock serves
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL = "journal.log"
+
+
+class MendingLock:
+    """A lock on the journal that dies with its holder and mends the file before anything is written.
+
+    Optuna's own locks are files: one that a killed process leaves stalls the next writer for 30 seconds. And a writer
+    killed in the middle of a line would leave a torn one, on which the next line would be stuck, and every later
+    reading would fail. So the lock is the kernel's, and its holder first cuts the journal back to its last whole line.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.descriptor = -1
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then mend the journal."""
+        descriptor = os.open(f"{self.journal}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self.descriptor = descriptor
+        self._cut_torn_line()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        os.close(self.descriptor)
+
+    def _cut_torn_line(self) -> None:
+        with self.journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            whole = end
+            while whole and (file.seek(whole - 1), file.read(1))[1] != b"\n":
+                whole -= 1
+            if whole < end:
+                file.truncate(whole)
+
+
+def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
+    """Return the storage at `url`, or the journal file in `folder`. Raises UserError where it cannot be opened."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if url:
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"--storage: cannot open that storage ({reason}); give a URL such as sqlite:///study.db"
+            ) from None
+    journal = folder / JOURNAL
+    try:
+        backend = JournalFileBackend(str(journal), cast(Any, MendingLock(journal)) if fcntl else None)
+        return JournalStorage(backend)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{journal}: cannot be read as a journal ({error}); restore it, or give another --output"
+        ) from None

@@ -1,0 +1,267 @@
+"""One trial: build a pipeline, meta-train it, score it. Everything that comes back is plain data."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from metaopt import seeds
+from metaopt.errors import TrialError, UserError
+from metaopt.executor import Executor, choose
+from metaopt.files import whole
+from metaopt.learner import Learner
+from metaopt.objective import MetaObjective
+from metaopt.plugins import Registry
+from metaopt.study.file import Study, resolve
+from metaopt.study.space import Params, section
+from metaopt.task import Pool, TaskSampler, TaskSpec
+from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
+
+RUNGS = (0.25, 0.5)
+"""Shares of a trial's budget at which it is scored on a few tasks and stopped where it is hopeless."""
+RUNG_TASKS = 50
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial came to; `trial_finished` hooks are given it."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    learner: str
+    params: Params
+    seed: int
+    reason: str | None = None
+    """Why it failed or was stopped, in one line."""
+    mean: float | None = None
+    ci95: float | None = None
+    median: float | None = None
+    tasks: int = 0
+    """Tasks it was scored on."""
+    not_finite: int = 0
+    """Of those, tasks whose predictions were not finite."""
+    trained_tasks: int = 0
+    planned_tasks: int = 0
+    cpu_seconds: float = 0.0
+    """Of meta-training."""
+    seconds: float = 0.0
+    """Of everything, by the wall clock."""
+    evaluation_seconds: float = 0.0
+    """Of the final evaluation, by the wall clock."""
+    parameters: int = 0
+    """Numbers that meta-training moves."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An order: train this pipeline with this seed and score it on these tasks."""
+
+    number: int
+    params: Params
+    seed: int
+    budget: Budget
+    pool: Pool
+    purpose: str
+    """Names the evaluation tasks: the same pool, purpose and study seed give the same tasks."""
+    n_tasks: int
+    prunable: bool = False
+    deadline: float = math.inf
+    """On the monotonic clock."""
+    save_to: Path | None = None
+    """A file for the weights."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job's result, with its scores task by task."""
+
+    result: TrialResult
+    per_task: tuple[float, ...] = ()
+
+
+class Stop(Exception):  # noqa: N818 - not an error
+    """Ends a job before its time, as pruned ("hopeless", "timeout") or as interrupted."""
+
+
+class Bench:
+    """A study made ready to run: its data read, its sizes checked. Picklable, to be rebuilt by worker processes."""
+
+    def __init__(self, study: Study, registry: Registry, device: torch.device) -> None:
+        self.study, self.registry, self.device = study, registry, device
+        self.sampler: TaskSampler = registry.task_sampler(study.tasks.sampler)(study.tasks.config)
+        self.objective: MetaObjective = _default(registry.meta_objective(study.objective))
+        tasks = study.tasks
+        self.spec: TaskSpec = self.sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
+        self.train_spec: TaskSpec = self.sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
+        self.executor: Executor = choose(study.executor, self.spec)
+
+    def __reduce__(self) -> tuple[Callable[..., "Bench"], tuple[dict[str, Any], str]]:
+        return _reopen, (self.study.to_dict(), str(self.device))
+
+    @cached_property
+    def better(self) -> Callable[[float, float], bool]:
+        """Tell whether the first score is better than the second."""
+        return (lambda a, b: a > b) if self.objective.direction == "maximize" else (lambda a, b: a < b)
+
+    def check(self) -> None:
+        """Raise UserError where the pools cannot give the study's tasks, or an encoder does not suit the examples."""
+        try:
+            self.sampler.check("train", self.train_spec)
+            pools: tuple[Pool, ...] = ("validation", "test")
+            for pool in pools:
+                self.sampler.check(pool, self.spec)
+        except UserError as error:
+            raise UserError(f"study {self.study.name}: tasks: {error}") from None
+        for learner in self.study.space.learners:
+            self.build(self.study.space.default(learner), seed=0)
+
+    def build(self, params: Params, seed: int) -> Learner:
+        """Return a fresh learner of that pipeline, sized for the train tasks. The global generator is left alone."""
+        space = self.study.space
+        cls = space.learner_classes[params["learner"]]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(seed, "weights"))
+            encoder: torch.nn.Module = torch.nn.Identity()
+            if cls.uses_encoder:
+                encoder_class = space.encoder_classes[params["encoder"]]
+                config = encoder_class.Config(**section(params, params["encoder"]))
+                encoder = encoder_class(self.spec.x_shape, config)
+            learner = cls(self.train_spec, encoder, cls.Config(**section(params, params["learner"])))
+        return learner.to(self.device)
+
+    def score(
+        self, learner: Learner, pool: Pool, purpose: str, n_tasks: int, at: Callable[[], None] = lambda: None
+    ) -> Scores:
+        """Score a learner on the tasks that pool and purpose name; every learner gets the same ones."""
+        return meta_test(
+            learner.with_spec(self.spec),
+            self.sampler,
+            pool,
+            self.objective,
+            n_tasks,
+            self.executor,
+            draw=seeds.generator(self.study.seed, "evaluate", pool, purpose),
+            device=self.device,
+            at=at,
+        )
+
+    def run(
+        self,
+        job: Job,
+        report: Callable[[float, float], bool] = lambda progress, value: False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Done:
+        """Carry out a job. `report(progress, value)` hears of rungs and answers whether to prune.
+
+        Whatever a learner raises, or a score that is not finite, fails the trial and is its reason.
+        """
+        started = time.monotonic()
+        result = TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed)
+        training, scores = Training(), None
+
+        def note(so_far: Training) -> None:
+            nonlocal training
+            training = so_far
+
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds.derive(job.seed, "train"))
+                learner = self.build(job.params, job.seed)
+                parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+                result = replace(result, parameters=parameters)
+                note(self._train(learner, job, report, stopped, note))
+                trained = time.monotonic()
+                scores = self.score(learner, job.pool, job.purpose, job.n_tasks, until(job.deadline, stopped))
+                result = replace(result, evaluation_seconds=time.monotonic() - trained)
+            if job.save_to:
+                tensors = {name: tensor.contiguous().cpu() for name, tensor in learner.state_dict().items()}
+                with whole(job.save_to) as temporary:
+                    save_file(tensors, temporary)
+        except Stop as stop:
+            result = replace(result, state="pruned", reason=str(stop))
+        except TrialError as error:
+            result = replace(result, reason=str(error))
+        except Exception as error:  # a learner may raise anything; it costs its trial only
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            result = replace(result, reason=f"{type(error).__name__} at {where}: {_first_line(error)}")
+        result = replace(
+            result,
+            trained_tasks=training.tasks,
+            planned_tasks=training.planned,
+            cpu_seconds=training.cpu_seconds,
+            seconds=time.monotonic() - started,
+        )
+        if scores is None:
+            return Done(result)
+        result = replace(
+            result,
+            state="complete",
+            mean=scores.mean,
+            ci95=scores.ci95,
+            median=scores.median,
+            tasks=len(scores.per_task),
+            not_finite=scores.not_finite,
+        )
+        return Done(result, tuple(scores.per_task.tolist()))
+
+    def _train(
+        self,
+        learner: Learner,
+        job: Job,
+        report: Callable[[float, float], bool],
+        stopped: Callable[[], bool],
+        note: Callable[[Training], None],
+    ) -> Training:
+        rungs = list(RUNGS) if job.prunable else []
+        check = until(job.deadline, stopped)
+
+        def at(training: Training) -> None:
+            note(training)
+            check()
+            if rungs and training.progress >= rungs[0]:
+                rung = rungs.pop(0)
+                n_tasks = min(RUNG_TASKS, job.n_tasks)
+                value = self.score(learner, job.pool, job.purpose, n_tasks, check).mean
+                learner.train()
+                if report(rung, value):
+                    raise Stop(f"hopeless at {rung:.0%} of its budget")
+
+        outer = Outer(**section(job.params, "outer"))
+        return meta_train(
+            learner, self.sampler, outer, job.budget, self.executor, seed=job.seed, device=self.device, at=at
+        )
+
+
+def until(deadline: float, stopped: Callable[[], bool]) -> Callable[[], None]:
+    """Return a check that raises Stop when the study is interrupted or its time is up."""
+
+    def check() -> None:
+        if stopped():
+            raise Stop("interrupted")
+        if time.monotonic() > deadline:
+            raise Stop("timeout")
+
+    return check
+
+
+def _reopen(study: dict[str, Any], device: str) -> Bench:
+    from metaopt import plugins
+
+    registry = plugins.load()
+    return Bench(resolve(study, "the study", registry), registry, torch.device(device))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _default(cls: type[MetaObjective]) -> MetaObjective:
+    return cls(cls.Config())

@@ -1,0 +1,177 @@
+"""Tasks: what a learner learns from, what it is scored on, and where they come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.errors import UserError
+
+Kind = Literal["classification", "regression"]
+Pool = Literal["train", "validation", "test"]
+POOLS: tuple[Pool, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The sizes of a task, from which a learner sizes itself."""
+
+    kind: Kind
+    x_shape: tuple[int, ...]
+    """Shape of one example: (channels, height, width) of a picture, (n_features,) of a vector."""
+    n_way: int
+    """Classes in a task; 1 in regression."""
+    n_shot: int
+    """Support examples a class."""
+    n_query: int
+    """Query examples a class."""
+    y_size: int = 1
+    """Numbers in a regression target."""
+    n_train_classes: int = 0
+    """Classes in the train pool; 0 in regression."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers in the prediction for one query: a score a class, or the target's size."""
+        return self.n_way if self.kind == "classification" else self.y_size
+
+    @property
+    def n_examples(self) -> int:
+        """Support and query examples together: what a task costs."""
+        return self.n_way * (self.n_shot + self.n_query)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Tasks of one size, stacked. In classification y holds the labels 0 … n_way − 1, drawn anew each task."""
+
+    support_x: Tensor  # (n_tasks, n_support, *x_shape)
+    support_y: Tensor  # (n_tasks, n_support) int64, or (n_tasks, n_support, y_size)
+    query_x: Tensor  # (n_tasks, n_queries, *x_shape)
+    query_y: Tensor  # (n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size)
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.support_x, self.support_y, self.query_x, self.query_y
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        return TaskBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples of the train pool, for learners that do not train on tasks."""
+
+    x: Tensor  # (n, *x_shape)
+    y: Tensor  # (n,) int64, the class among all train classes
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> "Examples":
+        return Examples(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True))
+
+
+class TaskSampler:
+    """A source of few-shot tasks in three pools, disjoint by class (in regression: separate draws).
+
+    A plugin's sampler sets `name` and `kind`, declares its settings in a frozen dataclass `Config`, and gives
+    `spec` and `draw`. All randomness comes from the generator passed in: the same generator state, the same tasks.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    encoder: ClassVar[str] = "mlp"
+    """The encoder of studies that name none."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Any) -> None:
+        """Read the data. Raises UserError where they are missing or broken."""
+        self.config = config
+
+    def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
+        """Return the sizes of a task with so many classes, and support and query examples a class."""
+        raise NotImplementedError(f"the task sampler {type(self).__name__} does not define `spec`")
+
+    def check(self, pool: Pool, spec: TaskSpec) -> None:
+        """Raise UserError, with the numbers that would work, where `pool` cannot give tasks of this size."""
+
+    def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+        """Return `n_tasks` independent tasks of the pool. No query stands in its own support set."""
+        raise NotImplementedError(f"the task sampler {type(self).__name__} does not define `draw`")
+
+    def examples(self, n: int, generator: Generator) -> Examples:
+        """Return `n` labelled examples drawn from all train classes."""
+        raise UserError(f"the task sampler {self.name!r} has no labelled classes, which this learner trains on")
+
+
+class ClassPool:
+    """Examples of some classes, held in memory, from which tasks are drawn by index.
+
+    `examples` (n_examples, *x_shape) may be uint8, which draws turn into float32 in [0, 1]. `members` holds, a
+    class, the rows of its examples; classes may differ in size.
+    """
+
+    def __init__(self, examples: Tensor, members: Sequence[Tensor]) -> None:
+        self.sources = examples
+        self.sizes = torch.tensor([len(rows) for rows in members])  # (n_classes,)
+        self.table = torch.zeros(len(members), int(self.sizes.max()) if len(members) else 0, dtype=torch.int64)
+        for row, rows in zip(self.table, members, strict=True):
+            row[: len(rows)] = rows
+
+    def __len__(self) -> int:
+        """The number of classes."""
+        return len(self.table)
+
+    def check(self, pool: Pool, spec: TaskSpec) -> None:
+        """Raise UserError where these classes or their examples are too few for tasks of this size."""
+        if len(self) < spec.n_way:
+            raise UserError(
+                f"{spec.n_way}-way tasks need {spec.n_way} classes and the {pool} pool has {len(self)}; "
+                f"set tasks.n_way to {len(self)} or less, or give the pool more classes"
+            )
+        smallest, need = int(self.sizes.min()), spec.n_shot + spec.n_query
+        if smallest < need:
+            raise UserError(
+                f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class and the smallest "
+                f"class of the {pool} pool has {smallest}; set tasks.n_query to {max(smallest - spec.n_shot, 0)} or "
+                f"less with {spec.n_shot} shots, or leave that class out"
+            )
+
+    def draw(self, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+        """Return tasks whose classes and examples are drawn uniformly without replacement, in a random order."""
+        classes = torch.rand(n_tasks, len(self), generator=generator).topk(spec.n_way).indices  # (n_tasks, n_way)
+        order = torch.rand(n_tasks, spec.n_way, self.table.shape[1], generator=generator)
+        missing = torch.arange(self.table.shape[1]) >= self.sizes[classes][:, :, None]
+        picked = order.masked_fill(missing, -1.0).topk(spec.n_shot + spec.n_query).indices
+        rows = self.table[classes[:, :, None], picked]  # (n_tasks, n_way, n_shot + n_query)
+        support_rows, support_y = _shuffled(rows[:, :, : spec.n_shot], generator)
+        query_rows, query_y = _shuffled(rows[:, :, spec.n_shot :], generator)
+        return TaskBatch(self._read(support_rows), support_y, self._read(query_rows), query_y)
+
+    def draw_examples(self, n: int, generator: Generator) -> Examples:
+        """Return `n` examples, each of a class drawn uniformly."""
+        classes = torch.randint(len(self), (n,), generator=generator)
+        position = (torch.rand(n, generator=generator) * self.sizes[classes]).long()
+        return Examples(self._read(self.table[classes, position]), classes)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        examples = self.sources[rows]
+        return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
+
+
+def _shuffled(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the rows (n_tasks, n_way, n) of each task in a random order, with their labels, (n_tasks, n_way * n).
+
+    Tasks in class order would let a learner read labels off positions (meta-dataset issue 54: four points too good).
+    """
+    labels = torch.arange(rows.shape[1])[None, :, None].expand_as(rows).flatten(1)
+    order = torch.rand(labels.shape, generator=generator).argsort(1)
+    return rows.flatten(1).gather(1, order), labels.gather(1, order)

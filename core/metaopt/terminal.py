@@ -1,0 +1,223 @@
+"""What people see: progress while a study runs, and tables of what was found."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from metaopt.study.leaderboard import interval, number
+
+if TYPE_CHECKING:
+    from metaopt.study.trial import Bench, Job, TrialResult
+
+WIDTH = 110
+"""Columns where the output is no terminal."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that is plain, and wide enough for the tables, where it is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
+
+
+class Quiet:
+    """Says nothing."""
+
+    def began(self, bench: "Bench", results: "list[TrialResult]") -> None:
+        pass
+
+    def started(self, job: "Job") -> None:
+        pass
+
+    def finished(self, result: "TrialResult", best: "TrialResult | None") -> None:
+        pass
+
+    def phase(self, text: str) -> None:
+        pass
+
+
+class Lines(Quiet):
+    """Writes a line for each trial that ends, to stderr, and on a terminal a bar below them."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.out = progress.console if progress else console(stderr=True)
+        self.done = 0
+        self.running: dict[int, str] = {}
+
+    def began(self, bench: "Bench", results: "list[TrialResult]") -> None:
+        study = bench.study
+        self.trials, self.done = study.trials, len(results)
+        self.end = time.monotonic() + study.timeout if study.timeout else None
+        self.started_at, self.done_before = time.monotonic(), self.done
+        again = f", {self.done} of them done before" if self.done else ""
+        limit = f" or {study.timeout:g} s" if study.timeout else ""
+        self.out.print(
+            f"study {study.name}: {len(study.space.learners)} learners, {study.trials} trials{limit}{again}; "
+            f"{study.objective} on the {study.search_on} pool"
+        )
+        if self.progress:
+            self.bar = self.progress.add_task("", total=study.trials, completed=self.done, best="", left="")
+
+    def started(self, job: "Job") -> None:
+        self.running[job.number] = job.params["learner"]
+        self._draw()
+
+    def finished(self, result: "TrialResult", best: "TrialResult | None") -> None:
+        self.running.pop(result.number, None)
+        self.done += 1
+        came = interval({"mean": result.mean, "ci95": result.ci95}) if result.state == "complete" else result.state
+        why = f"  ({escape(result.reason)})" if result.reason else ""
+        self.best = f"best {interval({'mean': best.mean, 'ci95': best.ci95})} {best.learner}" if best else ""
+        self.out.print(
+            f"trial {result.number:>3}  {result.learner:<10} {came:<18} {result.seconds:5.1f} s   {self.best}{why}"
+        )
+        self._draw()
+
+    def phase(self, text: str) -> None:
+        self.out.print(text)
+        if self.progress:
+            self.progress.update(self.bar, description=escape(text), left="")
+
+    def _draw(self) -> None:
+        if not self.progress:
+            return
+        what = ", ".join(f"trial {number} {learner}" for number, learner in sorted(self.running.items()))
+        self.progress.update(
+            self.bar, description=what, completed=self.done, best=getattr(self, "best", ""), left=self._left()
+        )
+
+    def _left(self) -> str:
+        """Return the time left: of the timeout, or as long as the trials so far took."""
+        now, run = time.monotonic(), self.done - self.done_before
+        guesses = [self.end - now] if self.end else []
+        if run:
+            guesses.append((now - self.started_at) / run * (self.trials - self.done))
+        if not guesses:
+            return ""
+        minutes, seconds = divmod(max(0, round(min(guesses))), 60)
+        return f"{minutes}:{seconds:02d} left"
+
+
+@contextmanager
+def watcher(*, quiet: bool) -> Iterator[Quiet]:
+    """Yield what shows a study's progress: a live display on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield Quiet()
+    elif not sys.stderr.isatty():
+        yield Lines(None)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}  {task.fields[best]}  {task.fields[left]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+            yield Lines(progress)
+
+
+def show_board(board: Mapping[str, Any], folder: Path) -> None:
+    """Print a leaderboard, the winner's pipeline, and where everything is."""
+    out = console()
+    trials = board["trials"]
+    out.print()
+    out.print(
+        f"{board['study']}: {trials['complete']} trials complete, {trials['pruned']} pruned, {trials['failed']} "
+        f"failed, in {board['seconds']:.0f} s; {board['objective']}, {board['direction']}d"
+    )
+    if board["search_on"] == "test":
+        out.print("This study searched on the test pool itself, so its scores are too good for new classes.")
+    if board["finalists"]:
+        out.print(_finalists(board))
+        winner = board["finalists"][0]
+        if board["status"] == "finished":
+            report = winner["report"]
+            kind = "transductive" if winner["transductive"] else "inductive"
+            out.print(
+                f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
+                f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
+            )
+        for name, value in winner["params"].items():
+            if name not in {"learner", "encoder"}:
+                out.print(f"  {escape(name)}: {number(value) if isinstance(value, float) else escape(str(value))}")
+        out.print("best of each learner in the search:")
+        for learner, entry in board["learners"].items():
+            out.print(f"  {learner:<12} {interval(entry['search'])}   trial {entry['trial']}")
+    for failure in board["failures"]:
+        out.print(f"{failure['trials']} failed: {failure['learner']}: {escape(str(failure['reason']))}", style="red")
+    match board["status"]:
+        case "finished":
+            out.print(f"written to {folder}; score the winner again: metaopt evaluate {folder / 'best'} --tasks 1000")
+        case "interrupted":
+            out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
+        case _:
+            out.print("no trial came to a score; mend the failures above, or give more time")
+
+
+def _finalists(board: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    pool = board["search_on"]
+    columns = ("rank", "learner", "trial", f"search ({pool})", f"fresh ({pool})", "test", "tasks trained", "parameters")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "learner" else "right")
+    for entry in board["finalists"]:
+        report = entry["report"] if entry["report"] and entry["report"]["pool"] == "test" else None
+        flag = " (transductive)" if entry["transductive"] else ""
+        table.add_row(
+            str(entry["rank"]),
+            escape(entry["learner"]) + flag,
+            str(entry["trial"]),
+            interval(entry["search"]),
+            interval(entry["fresh"]),
+            interval(report if entry["rank"] == 1 else None),
+            f"{entry['trained_tasks']:,}",
+            f"{entry['parameters']:,}",
+        )
+    return table
+
+
+def show_scores(found: Mapping[str, Any]) -> None:
+    """Print the scores of a saved model."""
+    kind = "transductive" if found["transductive"] else "inductive"
+    odd = f", {found['not_finite']} of them not finite" if found["not_finite"] else ""
+    console().print(
+        f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
+        f"{found['tasks']} fresh {found['pool']} tasks{odd}, {kind}"
+    )
+
+
+def show_studies(studies: Sequence[Mapping[str, str]]) -> None:
+    """Print the studies that come with metaopt."""
+    for study in studies:
+        console().print(f"{study['name']:<20} {escape(study['about'])}")
+
+
+def show_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
+    """Print plugins and what they provide."""
+    out = console()
+    for plugin in plugins:
+        out.print(f"{escape(plugin['name'])}  ({escape(plugin['distribution'])} {plugin['version']})", style="bold")
+        if plugin["status"] == "broken":
+            out.print(f"  broken: {escape(str(plugin['error']))}", style="red")
+        for kind in ("task_samplers", "encoders", "learners", "meta_objectives"):
+            if plugin[kind]:
+                out.print(f"  {kind.replace('_', ' ')}: {', '.join(plugin[kind])}")
+
+
+def show_description(found: Mapping[str, Any]) -> None:
+    """Print one thing that a plugin provides."""
+    out = console()
+    out.print(f"{found['name']}: {found['kind']} of {found['plugin']} ({found['distribution']} {found['version']})")
+    out.print(escape(found["about"]))
+    if found.get("paper"):
+        out.print(escape(found["paper"]))
+    for name, parameter in found["parameters"].items():
+        out.print(f"  {name:<16} {escape(str(parameter['range'])):<34} default {parameter['default']}")

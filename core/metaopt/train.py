@@ -1,0 +1,221 @@
+"""The only two loops: meta-training over train tasks, and meta-testing on tasks of classes never trained on."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt import seeds, tune
+from metaopt.errors import TrialError
+from metaopt.executor import Executor, trainable
+from metaopt.learner import Gradients, Learner
+from metaopt.objective import MetaObjective, Outcome
+from metaopt.task import Examples, Pool, TaskBatch, TaskSampler
+
+TASKS_A_CALL = 16
+"""Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The outer loop: how gradients of tasks move the parameters. Learners share these under `outer.`."""
+
+    optimizer: str = tune.choice("adam", "sgd")
+    lr: float = tune.real(1e-4, 0.1, log=True, default=1e-3, when={"optimizer": "adam"})
+    sgd_lr: float = tune.real(0.01, 1.0, log=True, default=0.1, when={"optimizer": "sgd"})
+    schedule: str = tune.choice("constant", "linear", "cosine")
+    tasks_per_step: int = tune.integer(1, 64, log=True, default=4)
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimiser at its full rate."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self.sgd_lr)
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+    def factor(self, progress: float) -> float:
+        """Return the share of the full rate at `progress`, from 0 at the start to 1 at the end of the budget."""
+        match self.schedule:
+            case "linear":
+                return 1.0 - progress
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * progress))
+            case _:
+                return 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Meta-training of a trial: so many train tasks, or so many seconds of CPU time. One of the two is set.
+
+    Seconds are turned into tasks by timing the first steps on a copy; `planned` tasks set the schedule. A trial is
+    repeated exactly by the `tasks` and the `planned` that its result records.
+    """
+
+    tasks: int | None = None
+    cpu_seconds: float | None = None
+    planned: int | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What meta-training has taken so far."""
+
+    tasks: int = 0
+    planned: int = 0
+    cpu_seconds: float = 0.0
+
+    @property
+    def progress(self) -> float:
+        """The share of the planned tasks that is done."""
+        return self.tasks / self.planned if self.planned else 1.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A learner's scores, task by task."""
+
+    per_task: Tensor  # (n_tasks,) float64
+    not_finite: int
+    """Tasks whose predictions were not finite, which count as the objective's worst score."""
+
+    @property
+    def mean(self) -> float:
+        return float(self.per_task.mean())
+
+    @property
+    def ci95(self) -> float:
+        """Half the width of the 95 % interval of the mean over tasks."""
+        n = len(self.per_task)
+        return float(1.96 * self.per_task.std() / math.sqrt(n)) if n > 1 else math.inf
+
+    @property
+    def median(self) -> float:
+        return float(self.per_task.median())
+
+
+def meta_train(
+    learner: Learner,
+    sampler: TaskSampler,
+    outer: Outer,
+    budget: Budget,
+    executor: Executor,
+    *,
+    seed: int,
+    device: torch.device,
+    at: Callable[[Training], None] = lambda training: None,
+) -> Training:
+    """Meta-train the learner in place on tasks of its own `spec` from the train pool.
+
+    `at` hears before every step how far it is, and whatever it raises ends the training. Raises TrialError where the
+    loss is no longer finite.
+    """
+    if learner.trains_on == "nothing":
+        return Training()
+    started = time.process_time()
+    planned = budget.planned or budget.tasks
+    if planned is None:
+        assert budget.cpu_seconds is not None, "a budget has tasks or CPU seconds"
+        planned = _affordable(learner, sampler, outer, budget.cpu_seconds, executor, seed, device)
+    limit = min(planned, budget.tasks or planned)
+    optimizer, draw = outer.build(list(trainable(learner).values())), seeds.generator(seed, "train")
+    full_rates = [group["lr"] for group in optimizer.param_groups]
+    update = _updater(learner, optimizer)
+    learner.train()
+    training = Training(0, planned, time.process_time() - started)
+    while training.tasks < limit:
+        at(training)
+        for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
+            group["lr"] = full_rate * outer.factor(training.progress)
+        n_tasks = min(outer.tasks_per_step, limit - training.tasks)
+        loss = learner.outer_step(_batch(learner, sampler, n_tasks, draw).to(device), executor, update)
+        training = Training(training.tasks + n_tasks, planned, time.process_time() - started)
+        if not torch.isfinite(loss):
+            raise TrialError(f"the meta-training loss became {loss.item()} after {training.tasks} tasks")
+        if budget.cpu_seconds and not budget.tasks and training.cpu_seconds > 1.25 * budget.cpu_seconds:
+            break  # the estimate was too good; what was done is recorded
+    return training
+
+
+def meta_test(
+    learner: Learner,
+    sampler: TaskSampler,
+    pool: Pool,
+    objective: MetaObjective,
+    n_tasks: int,
+    executor: Executor,
+    *,
+    draw: Generator,
+    device: torch.device,
+    at: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score the learner on tasks of its own `spec` from `pool`, each adapted to by itself.
+
+    The same generator state gives the same tasks to any learner. Raises TrialError where a task's predictions are
+    not finite and the objective has no worst score to count for it.
+    """
+    learner.eval()
+    parts, not_finite = [], 0
+    with torch.no_grad():  # adaptation turns gradients on for itself
+        for n in _chunks(n_tasks):
+            at()
+            batch = sampler.draw(pool, learner.spec, n, draw).to(device)
+            predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
+            assert isinstance(predictions, Tensor)
+            scores = objective.score(Outcome(learner.spec, predictions, batch.query_y)).double().cpu()
+            bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & scores.isfinite())
+            not_finite += int(bad.sum())
+            parts.append(scores if objective.worst is None else scores.masked_fill(bad, objective.worst))
+    if not_finite and objective.worst is None:
+        raise TrialError(f"{not_finite} of {n_tasks} {pool} tasks have predictions that are not finite")
+    return Scores(torch.cat(parts), not_finite)
+
+
+def _chunks(n_tasks: int) -> Iterator[int]:
+    for start in range(0, n_tasks, TASKS_A_CALL):
+        yield min(TASKS_A_CALL, n_tasks - start)
+
+
+def _batch(learner: Learner, sampler: TaskSampler, n_tasks: int, draw: Generator) -> TaskBatch | Examples:
+    if learner.trains_on == "examples":
+        return sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
+    return sampler.draw("train", learner.spec, n_tasks, draw)
+
+
+def _updater(learner: Learner, optimizer: torch.optim.Optimizer) -> Callable[[Gradients], None]:
+    parameters = trainable(learner)
+
+    def update(gradients: Gradients) -> None:
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def _affordable(
+    learner: Learner,
+    sampler: TaskSampler,
+    outer: Outer,
+    cpu_seconds: float,
+    executor: Executor,
+    seed: int,
+    device: torch.device,
+) -> int:
+    """Return how many tasks so many seconds are good for, by timing a few steps on a copy of the learner."""
+    trial, draw = copy.deepcopy(learner), seeds.generator(seed, "probe")
+    update = _updater(trial, outer.build(list(trainable(trial).values())))
+    trial.train()
+    seconds: list[float] = []
+    started = time.process_time()
+    while len(seconds) < 3 or (time.process_time() - started < 0.05 * cpu_seconds and len(seconds) < 50):
+        before = time.process_time()
+        trial.outer_step(_batch(trial, sampler, outer.tasks_per_step, draw).to(device), executor, update)
+        seconds.append(time.process_time() - before)
+    left = cpu_seconds - (time.process_time() - started)
+    return max(1, int(left / median(seconds))) * outer.tasks_per_step
