@@ -2,4 +2,7 @@
 
 from importlib.metadata import version
 
+from metaopt.hookspecs import hookimpl
+
+__all__ = ["__version__", "hookimpl"]
 __version__ = version("metaopt-fewshot")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import grad
-from torch.nn.functional import one_hot
 
 Weights = dict[str, Tensor]
 
@@ -37,7 +37,8 @@ class Encoder(nn.Module):
 
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
     """Return the mean of each class's features: (n, n_features) and (n,) labels to (n_way, n_features)."""
-    member = one_hot(labels, n_way).to(features)  # (n, n_way)
+    classes = torch.arange(n_way, device=labels.device)
+    member = (labels[:, None] == classes).to(features)  # (n, n_way); one_hot cannot be run by vmap
     return member.T @ features / member.sum(0)[:, None]
 
 

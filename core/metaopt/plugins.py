@@ -196,9 +196,9 @@ def _hooks(entry_point: metadata.EntryPoint) -> PluginManager:
             raise UserError(unknown("hook", caller.name, known))
     for name in known:
         if hasattr(module, name) and manager.parse_hookimpl_opts(module, name) is None:
-            raise UserError(f"{name} is not marked as a hook; write @metaopt.hookspecs.hookimpl above it")
+            raise UserError(f"{name} is not marked as a hook; write @metaopt.hookimpl above it")
     if not callers:
-        raise UserError(f"{entry_point.value} registers nothing: mark its hooks with @metaopt.hookspecs.hookimpl")
+        raise UserError(f"{entry_point.value} registers nothing: mark its hooks with @metaopt.hookimpl")
     return manager
 
 

@@ -192,8 +192,8 @@ def results(study: optuna.Study) -> list[TrialResult]:
 
 def versions(bench: Bench) -> dict[str, str]:
     """Return the versions of what a result depends on, by distribution."""
-    names = {"torch", "optuna", "numpy", *(plugin.distribution for plugin in bench.registry.plugins)}
-    return {name: metadata.version(name) for name in sorted(names)}
+    plugins = {plugin.distribution: plugin.version for plugin in bench.registry.plugins if plugin.status == "ok"}
+    return {name: metadata.version(name) for name in ("numpy", "optuna", "torch")} | plugins
 
 
 def _refuse_changes(stored: Mapping[str, Any], described: Params) -> None:
