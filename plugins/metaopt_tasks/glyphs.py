@@ -6,6 +6,7 @@ corners and bends, and the place where it joins the strokes before it. An exampl
 each of these numbers a little different, and then slant, proportions, size, place and pen width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -105,14 +106,14 @@ class Characters:
 
 def _pictures(n_classes: int, config: Glyphs.Config, generator: Generator) -> Tensor:
     """Return uint8 pictures, (n_classes * examples, 1, size, size), class by class, ink 255 on 0."""
-    characters = _characters(n_classes, generator)
-    chunks = []
-    for rows in torch.arange(n_classes).repeat_interleave(config.examples).split(PICTURES_A_CHUNK):
-        paths = _trace(_by_another_hand(characters.take(rows), config.variation, generator))
-        paths = _on_the_page(paths, config.variation, generator)
-        pen = 0.05 * (0.3 * config.variation * (2 * torch.rand(len(rows), generator=generator) - 1)).exp()
-        chunks.append(_ink(paths, pen, config.size).mul_(255).round_().to(torch.uint8))
-    return torch.cat(chunks)[:, None]
+    characters, variation = _characters(n_classes, generator), config.variation
+    pictures = torch.empty(n_classes * config.examples, 1, config.size, config.size, dtype=torch.uint8)
+    for rows in torch.arange(len(pictures)).tensor_split(math.ceil(len(pictures) / PICTURES_A_CHUNK)):
+        hands = _by_another_hand(characters.take(rows // config.examples), variation, generator)
+        paths = _on_the_page(_trace(hands), variation, generator)
+        pen = 0.05 * (0.3 * variation * (2 * torch.rand(len(rows), generator=generator) - 1)).exp()
+        pictures[rows, 0] = _ink(paths, pen, config.size).mul_(255).round_().to(torch.uint8)
+    return pictures
 
 
 def _characters(n: int, generator: Generator) -> Characters:
@@ -134,7 +135,7 @@ def _characters(n: int, generator: Generator) -> Characters:
     turns = torch.rand(n, N_STROKES, N_PARTS, generator=generator) < torch.where(n_strokes == 1, 0.8, 0.3)[:, :, None]
     corner = either_way(1.0, 2.5, N_STROKES, N_PARTS) * turns
     # Strokes of one character head different ways, or they would lie on top of each other.
-    corner[:, :, 0] = torch.cat([uniform(0, 2 * torch.pi, 1), either_way(0.8, 2.4, N_STROKES - 1)], 1).cumsum(1)
+    corner[:, :, 0] = torch.cat([uniform(0, 2 * math.pi, 1), either_way(0.8, 2.4, N_STROKES - 1)], 1).cumsum(1)
     round_ones = either_way(0.4, 1.5, N_STROKES, 1) * chance(0.7, N_STROKES, 1)
     bend = round_ones + uniform(-0.8, 0.8, N_STROKES, N_PARTS)
     joint = uniform(0, 1, N_STROKES)
@@ -176,14 +177,14 @@ def _trace(characters: Characters) -> Tensor:
 
 
 def _on_the_page(paths: Tensor, variation: float, generator: Generator) -> Tensor:
-    """Rotate, slant, stretch, scale and shift, within a picture that reaches from -1 to 1 both ways."""
+    """Return the paths rotated, slanted, stretched, scaled and shifted into the page, from -1 to 1 both ways."""
 
     def noise(deviation: float) -> Tensor:
         return variation * deviation * torch.randn(len(paths), generator=generator)
 
-    angle, slant, wide, high = noise(0.07), noise(0.12), noise(0.1).exp(), noise(0.1).exp()
-    across = torch.stack([wide * angle.cos(), slant - angle.sin()], 1)
-    down = torch.stack([angle.sin(), high * angle.cos()], 1)
+    angle, slant, width, height = noise(0.07), noise(0.12), noise(0.1).exp(), noise(0.1).exp()
+    across = torch.stack([width * angle.cos(), slant - angle.sin()], 1)
+    down = torch.stack([angle.sin(), height * angle.cos()], 1)
     paths = paths @ torch.stack([across, down], 2)[:, None]
     low, high = paths.amin((1, 2)), paths.amax((1, 2))  # (n, 2)
     reach = 0.8 * (-0.15 * variation * torch.rand(len(paths), 1, generator=generator)).exp()  # (n, 1)
@@ -194,21 +195,21 @@ def _on_the_page(paths: Tensor, variation: float, generator: Generator) -> Tenso
 
 
 def _ink(paths: Tensor, pen: Tensor, size: int) -> Tensor:
-    """Return pictures (n, size, size) of ink, 1 on 0, where pens of width `pen` (n,) went along the paths.
+    """Return pictures (n, size, size), ink 1 on 0, of pens (n,) that went along the paths.
 
-    All along the path the pen leaves blots, exp(-distance² / 2 pen²), weighted to add up to 1 in the middle of a
-    straight line; the paper is white where their sum is low and black where it is high. A blot is a product over the
-    two axes, so summing blots is a matrix product, which is many times faster than the distance of every pixel to
-    every point.
+    All along its path a pen leaves blots, exp(−distance² / 2 pen²), weighted to add up to 1 along the middle of a
+    straight line; paper is white where their sum is low and black where it is high, so a line is about 2.4 pens wide.
+    A blot is a product over the two axes and a sum of blots a matrix product, which is many times faster than the
+    distance from every pixel to every point.
     """
     pen = pen.clamp(min=1 / size)[:, None]  # (n, 1); thinner than half a pixel, a line would break up
     blots = ((paths[:, :, 1:] + paths[:, :, :-1]) / 2).flatten(1, 2)  # (n, n_blots, 2)
     lengths = (paths[:, :, 1:] - paths[:, :, :-1]).norm(dim=3).flatten(1)  # (n, n_blots)
-    weights = lengths / (pen * (2 * torch.pi) ** 0.5)
+    weights = lengths / (pen * math.sqrt(2 * math.pi))
     pixels = (torch.arange(size) + 0.5) * 2 / size - 1
     distances = (blots[:, :, :, None] - pixels) / pen[:, :, None, None]  # (n, n_blots, 2, size)
     # exp is ten times slower where its result is denormal, as it is for most pixels: stop well before
     near = distances.square_().mul_(-0.5).clamp_(min=-20).exp_()
     across, down = near[:, :, 0], near[:, :, 1] * weights[:, :, None]
-    ink = down.mT @ across  # (n, size, size)
-    return ((ink - 0.25) / 0.45).clamp_(0, 1)
+    ink = torch.bmm(down.mT, across)  # (n, size, size)
+    return ink.sub_(0.25).div_(0.45).clamp_(0, 1)

@@ -1,0 +1,53 @@
+# Everything a person runs. `make study` and `make test` are all it takes on a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+METAOPT_DATA ?= ../shared/data
+export METAOPT_DATA
+
+.PHONY: help study test test-slow check format wheel clean
+
+help:
+	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
+	@echo "make test       set up, run every test but the slow ones"
+	@echo "make test-slow  set up, run the slow tests: minutes of meta-training each"
+	@echo "make check      what CI runs: format, lint, types, import rules, tests"
+	@echo "make format     format the code"
+	@echo "make wheel      build the wheel into dist/"
+	@echo "make clean      remove what the targets made, run folders excepted"
+
+# Made anew where a dependency changed; otherwise a second call finds it done.
+.venv/metaopt: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: .venv/metaopt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+study: .venv/metaopt
+	$(BIN)/metaopt study run studies/quickstart.yaml
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: .venv/dev
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
