@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, normalize
 
 from metaopt.errors import UserError
 from metaopt.task import POOLS, ClassPool, Pool, TaskBatch
@@ -30,15 +30,14 @@ def same(one: TaskBatch, other: TaskBatch) -> bool:
 def pictures_of(source: Glyphs, pool: Pool) -> Tensor:
     """(n_classes, n_examples, size, size) in [0, 1]."""
     size = source.config.size
-    pictures: Tensor = source._pool(pool).sources.view(-1, source.config.examples, size, size)
-    return pictures / 255
+    return source._pool(pool).sources.view(-1, source.config.examples, size, size) / 255
 
 
 def correlations(pictures: Tensor, others: Tensor) -> Tensor:
     """(n, n_others), of pictures blurred by a pixel, so that lines side by side count as alike."""
     blurred = (avg_pool2d(x[:, None], 3, stride=1, padding=1).flatten(1) for x in (pictures, others))
-    a, b = (x - x.mean(1, keepdim=True) for x in blurred)
-    return (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+    a, b = (normalize(x - x.mean(1, keepdim=True), dim=1) for x in blurred)
+    return a @ b.T
 
 
 def accuracies(tasks: TaskBatch, distances: Tensor) -> Tensor:

@@ -528,6 +528,8 @@ def test_each_set_is_decoded_once_a_size_and_then_read_from_the_cache(
     assert len(decodes) == 3
     load(root, size=14)
     assert len(decodes) == 6
+    assert same_pools(load(root), first)
+    assert len(decodes) == 6
 
 
 def test_only_the_sets_that_are_named_are_decoded(root: Path, decodes: list[str]) -> None:
@@ -547,21 +549,23 @@ def test_a_cache_of_other_drawings_is_not_used(
     assert len(decodes) == 3  # another place
 
 
-def test_a_drawing_replaced_by_one_as_long_is_seen(tmp_path: Path, decodes: list[str]) -> None:
-    root = write_folders(tmp_path / "data", {"images_background": {"Greek": 1}})
-    path = root / "images_background/Greek/character01/0001_01.png"
-    size = path.stat().st_size
-    load(root, train=TRAIN)
-    other = next(
-        data
-        for drawer in range(1000)
-        if len(data := drawing("Latin", "character01", drawer)) == size and data != path.read_bytes()
-    )
-    path.write_bytes(other)
-    assert path.stat().st_size == size
-    sampler = load(root, train=TRAIN)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_drawing_replaced_by_one_as_long_is_seen(tmp_path: Path, decodes: list[str], zipped: bool) -> None:
+    name = "Greek/character01/0001_01.png"
+    drawings = [drawing("Greek", "character01", drawer) for drawer in range(100)]
+    first = drawings[0]
+    second = next(data for data in drawings if len(data) == len(first) and data != first)
+    for data in (first, second):
+        if zipped:
+            with ZipFile(tmp_path / "images_background.zip", "w") as archive:
+                archive.writestr(f"images_background/{name}", data)
+        else:
+            path = tmp_path / "images_background" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        (pictures,) = classes_of(load(tmp_path, train=TRAIN), "train")
+        assert np.array_equal(pictures[0, 0].numpy(), omniglot._picture(data, 28))
     assert len(decodes) == 2
-    assert np.array_equal(classes_of(sampler, "train")[0][0, 0].numpy(), omniglot._picture(other, 28))
 
 
 @pytest.mark.parametrize(
