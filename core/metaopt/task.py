@@ -132,18 +132,7 @@ class ClassPool:
 
     def check(self, pool: Pool, spec: TaskSpec) -> None:
         """Raise UserError where these classes or their examples are too few for tasks of this size."""
-        if len(self) < spec.n_way:
-            raise UserError(
-                f"{spec.n_way}-way tasks need {spec.n_way} classes and the {pool} pool has {len(self)}; "
-                f"set tasks.n_way to {len(self)} or less, or give the pool more classes"
-            )
-        smallest, need = int(self.sizes.min()), spec.n_shot + spec.n_query
-        if smallest < need:
-            raise UserError(
-                f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class and the smallest "
-                f"class of the {pool} pool has {smallest}; set tasks.n_query to {max(smallest - spec.n_shot, 0)} or "
-                f"less with {spec.n_shot} shots, or leave that class out"
-            )
+        check_sizes(pool, self.sizes.tolist(), spec)
 
     def draw(self, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
         """Return tasks whose classes and examples are drawn uniformly without replacement, in a random order."""
@@ -165,6 +154,29 @@ class ClassPool:
     def _read(self, rows: Tensor) -> Tensor:
         examples = self.sources[rows]
         return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
+
+
+def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
+    """Raise UserError, with numbers that work, where classes of these sizes cannot give tasks of this size."""
+    if not sizes:
+        raise UserError(f"the {pool} pool has no classes; give it some, {spec.n_way} or more for {spec.n_way}-way tasks")
+    if len(sizes) < spec.n_way:
+        raise UserError(
+            f"{spec.n_way}-way tasks need {spec.n_way} classes and the {pool} pool has {len(sizes)}; "
+            f"set tasks.n_way to {len(sizes)} or less, or give the pool more classes"
+        )
+    smallest, need = min(sizes), spec.n_shot + spec.n_query
+    if smallest < need:
+        left = smallest - spec.n_shot
+        remedy = (
+            f"set tasks.n_query to {left} or less with {spec.n_shot} shots"
+            if left > 0
+            else f"set tasks.n_shot to {smallest - 1} or less and leave a query"
+        )
+        raise UserError(
+            f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class and the smallest class "
+            f"of the {pool} pool has {smallest}; {remedy}, or leave that class out"
+        )
 
 
 def _shuffled(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from metaopt import tune
-from metaopt.executor import Executor
+from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Encoder, Weights
 from metaopt.task import Examples, Kind, TaskBatch, TaskSpec
@@ -58,7 +58,7 @@ class Reptile(Learner):
             result = executor.map(self, "displacement", *batch.tensors())
         assert isinstance(result, dict)
         loss = result.pop("loss").mean()
-        update({f"net.{name}": moved.mean(0) for name, moved in result.items()})
+        update({name: result[name.removeprefix("net.")].mean(0) for name in trainable(self)})
         return loss
 
     def displacement(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from metaopt import seeds
 from metaopt.errors import UserError
-from metaopt.task import ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt.task import ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, check_sizes
 
 N_STROKES = 4  # at most
 N_PARTS = 3  # of a stroke, each an arc; between them the stroke may turn a corner
@@ -68,8 +68,7 @@ class Glyphs(TaskSampler):
         return TaskSpec(self.kind, shape, n_way, n_shot, n_query, n_train_classes=self.config.train_classes)
 
     def check(self, pool: Pool, spec: TaskSpec) -> None:
-        # The sizes are known before anything is drawn.
-        ClassPool(torch.empty(0), self._members(pool)).check(pool, spec)
+        check_sizes(pool, [len(rows) for rows in self._members(pool)], spec)  # known before anything is drawn
 
     def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
         return self._pool(pool).draw(spec, n_tasks, generator)

@@ -44,6 +44,7 @@ class Omniglot(TaskSampler):
 
     name = "omniglot"
     kind = "classification"
+    encoder = "conv4"
 
     @dataclass(frozen=True)
     class Config:
@@ -61,7 +62,7 @@ class Omniglot(TaskSampler):
         validation: tuple[str, ...] = ()
         test: tuple[str, ...] = ()
         rotations: bool = False
-        """Whether the four quarter turns of a listed character are four classes, in every pool."""
+        """Whether the four quarter turns of a character listed in `train` are four classes to train on."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -72,7 +73,8 @@ class Omniglot(TaskSampler):
         if config.split:
             classes = _read_split(root / Path(config.split).expanduser(), find)
         else:
-            classes = {pool: _read_list(f"tasks.{pool}", lists[pool], config.rotations, find) for pool in POOLS}
+            turned: Pool | None = "train" if config.rotations else None
+            classes = {pool: _read_list(f"tasks.{pool}", lists[pool], pool == turned, find) for pool in POOLS}
         _check_disjoint(classes)
         images = cache(lambda source: _images(source, config.size))
         self.pools = {pool: _class_pool(classes[pool], images, config.size) for pool in POOLS}

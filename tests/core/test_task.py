@@ -222,11 +222,19 @@ def test_refusal_of_too_many_examples_names_a_number_that_works(n_shot: int) -> 
         pool.check("test", replace(spec, n_query=works + 1))
 
 
-@pytest.mark.xfail(strict=True, reason="ClassPool.check offers 0 queries where it is the shots that are too many")
-def test_refusal_of_too_many_shots_does_not_offer_tasks_without_queries() -> None:
-    with pytest.raises(UserError) as refusal:
-        pool_of(SIZES).check("test", spec_of(5, 4, 1))
-    assert "n_query to 0" not in str(refusal.value)
+def test_refusal_of_too_many_shots_names_a_number_of_shots_that_works() -> None:
+    pool = pool_of(SIZES)
+    with pytest.raises(UserError, match=r"smallest class of the test pool has 4") as refusal:
+        pool.check("test", spec_of(5, 4, 1))
+    works = offered("n_shot", refusal)
+    pool.check("test", spec_of(5, works, 1))
+    with pytest.raises(UserError):
+        pool.check("test", spec_of(5, works + 1, 1))
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(UserError, match="the test pool has no classes"):
+        ClassPool(torch.empty(0, 1), []).check("test", spec_of(5, 1, 1))
 
 
 def test_a_batch_of_tasks_counts_its_tasks_and_moves_as_a_whole() -> None:
