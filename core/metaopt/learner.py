@@ -33,13 +33,19 @@ class Learner(nn.Module):
     """Whether it stands on the encoder it is given."""
     transductive: ClassVar[bool] = False
     """Whether its prediction for one query depends on the other queries; allowed where a study says so."""
+    order_matters: ClassVar[bool] = False
+    """Whether the order of the support set changes what it learns, as for a sequence or for mini-batches in turn."""
     any_way: ClassVar[bool] = False
     """Whether it can be meta-trained with one number of ways and used with another."""
+    batchable: ClassVar[bool] = True
+    """Whether `torch.func` can run its code over many tasks at once; where not, they run one by one."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Its own defaults for parameters that all learners share, such as {"outer.lr": 0.01}."""
 
     spec: TaskSpec
     config: Any
+    progress: float = 0.0
+    """The share of meta-training that is done, set by the core before every outer step: for what changes on the way."""
 
     @dataclass(frozen=True)
     class Config:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
+from metaopt.errors import UserError
+
 Weights = dict[str, Tensor]
 
 
@@ -15,11 +17,14 @@ class Encoder(nn.Module):
     """Maps examples to features. Part of the pipeline, so that any learner may stand on any encoder.
 
     A plugin's encoder sets `name`, declares its hyperparameters in a frozen dataclass `Config`, sets `n_features` and
-    gives `forward`: (n, *x_shape) to (n, n_features), each example by itself. An encoder keeps no memory.
+    gives `forward`: (n, *x_shape) to (n, n_features), each example by itself. An encoder keeps no memory. One whose
+    features lie on a grid also sets `map_shape` and gives `maps`, for learners that compare places.
     """
 
     name: ClassVar[str]
     n_features: int
+    map_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the features on a grid; None where they lie on none."""
     config: Any
 
     @dataclass(frozen=True)
@@ -33,6 +38,44 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"the encoder {type(self).__name__} does not define `forward`")
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Return the features on their grid: (n, *x_shape) to (n, *map_shape)."""
+        raise UserError(f"the encoder {self.name} has no features on a grid; take one for pictures, such as conv4")
+
+
+class ChannelsLast(nn.Module):
+    """Lays pictures out in memory with the channels last (NHWC), which what comes after then keeps.
+
+    On a CPU max-pooling is some twenty times faster so. It has to stand behind the first convolution: the two layouts of
+    a one-channel picture are the same bytes, so that torch cannot tell which is meant. Under `vmap`, where torch 2.13
+    has no normalisation for this layout, it does nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same pictures, (n, channels, height, width)."""
+        laid_out: Tensor = _ToChannelsLast.apply(x)
+        return laid_out
+
+
+class _ToChannelsLast(torch.autograd.Function):
+    """The identity, as far as mathematics is concerned."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:  # type: ignore[override]
+        return x, in_dims[0]
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
@@ -53,17 +96,20 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def descend(
     loss: Callable[[Weights], Tensor],
     weights: Weights,
-    lr: float,
+    lr: float | Weights,
     steps: int,
     *,
     first_order: bool = False,
 ) -> Weights:
     """Return `weights` after so many steps of gradient descent on `loss`, a function of the weights.
 
-    The result is differentiable in the weights it started from; with `first_order` as if each gradient were constant.
+    `lr` is one rate for all, or by name a rate for each, one number or one for every number of a weight. The result
+    is differentiable in the rates and in the weights it started from; with `first_order` as if each gradient were
+    constant.
     """
+    rates: dict[str, Any] = lr if isinstance(lr, dict) else dict.fromkeys(weights, lr)
     for _ in range(steps):
         at = {name: weight.detach() for name, weight in weights.items()} if first_order else weights
         gradient = grad(loss)(at)
-        weights = {name: weight - lr * gradient[name] for name, weight in weights.items()}
+        weights = {name: weight - rates[name] * gradient[name] for name, weight in weights.items()}
     return weights

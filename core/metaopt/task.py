@@ -159,7 +159,7 @@ class ClassPool:
 def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
     """Raise UserError, with numbers that work, where classes of these sizes cannot give tasks of this size."""
     if not sizes:
-        raise UserError(f"the {pool} pool has no classes; give it some, {spec.n_way} or more for {spec.n_way}-way tasks")
+        raise UserError(f"the {pool} pool has no classes; give it {spec.n_way} or more for {spec.n_way}-way tasks")
     if len(sizes) < spec.n_way:
         raise UserError(
             f"{spec.n_way}-way tasks need {spec.n_way} classes and the {pool} pool has {len(sizes)}; "
@@ -174,8 +174,8 @@ def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
             else f"set tasks.n_shot to {smallest - 1} or less and leave a query"
         )
         raise UserError(
-            f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class and the smallest class "
-            f"of the {pool} pool has {smallest}; {remedy}, or leave that class out"
+            f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class and the smallest "
+            f"class of the {pool} pool has {smallest}; {remedy}, or leave that class out"
         )
 
 

@@ -95,7 +95,7 @@ class Scores:
 
     @property
     def median(self) -> float:
-        return float(self.per_task.median())
+        return float(self.per_task.quantile(0.5))  # torch's own median is the lower of the middle two
 
 
 def meta_train(
@@ -120,15 +120,17 @@ def meta_train(
     planned = budget.planned or budget.tasks
     if planned is None:
         assert budget.cpu_seconds is not None, "a budget has tasks or CPU seconds"
-        planned = _affordable(learner, sampler, outer, budget.cpu_seconds, executor, seed, device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # else a repetition would differ
+            planned = _affordable(learner, sampler, outer, budget.cpu_seconds, executor, seed, device)
     limit = min(planned, budget.tasks or planned)
     optimizer, draw = outer.build(list(trainable(learner).values())), seeds.generator(seed, "train")
     full_rates = [group["lr"] for group in optimizer.param_groups]
     update = _updater(learner, optimizer)
-    learner.train()
     training = Training(0, planned, time.process_time() - started)
     while training.tasks < limit:
         at(training)
+        learner.train()  # each time, for `at` may have scored the learner
+        learner.progress = training.progress
         for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = full_rate * outer.factor(training.progress)
         n_tasks = min(outer.tasks_per_step, limit - training.tasks)

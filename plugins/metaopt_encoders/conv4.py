@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from torch import Tensor, nn
 
 from metaopt import tune
 from metaopt.errors import UserError
-from metaopt.nn import Encoder
+from metaopt.nn import ChannelsLast, Encoder
 
 BLOCKS = 4
 
@@ -42,11 +43,14 @@ class Conv4(Encoder):
             )
         widths = [channels] + [config.width] * BLOCKS
         self.blocks = nn.Sequential(*(self._block(a, b) for a, b in pairwise(widths)))
-        self.n_features = config.width * sides[0] * sides[1]
+        self.map_shape = (config.width, sides[0], sides[1])
+        self.n_features = prod(self.map_shape)
 
     def _block(self, n_in: int, n_out: int) -> nn.Sequential:
         stride = 2 if self.config.pool == "stride" else 1
         layers: list[nn.Module] = [nn.Conv2d(n_in, n_out, 3, stride, padding=1)]
+        if self.config.pool == "max":
+            layers.append(ChannelsLast())
         if self.config.norm == "layer":
             layers.append(nn.GroupNorm(1, n_out))  # one group: over channels and pixels
         elif self.config.norm == "batch":
@@ -56,7 +60,11 @@ class Conv4(Encoder):
             layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers)
 
+    def maps(self, x: Tensor) -> Tensor:
+        """Return features on their grid: (n, channels, height, width) to (n, *map_shape)."""
+        maps: Tensor = self.blocks(x)
+        return maps
+
     def forward(self, x: Tensor) -> Tensor:
         """Return features: (n, channels, height, width) to (n, n_features)."""
-        features: Tensor = self.blocks(x)
-        return features.flatten(1)
+        return self.maps(x).flatten(1)

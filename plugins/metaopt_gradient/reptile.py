@@ -28,6 +28,7 @@ class Reptile(Learner):
 
     name = "reptile"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    order_matters = True  # mini-batches come in turn
     defaults: ClassVar[dict[str, Any]] = {
         "outer.optimizer": "sgd",
         "outer.sgd_lr": 1.0,
@@ -64,14 +65,14 @@ class Reptile(Learner):
     def displacement(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> dict[str, Tensor]:
         """Return the initial weights minus the weights trained on the task, by name, and the "loss" before."""
         x, y = torch.cat([support_x, query_x]), torch.cat([support_y, query_y])
-        initial = dict(self.net.named_parameters())
+        initial: Weights = dict(self.net.named_parameters())
         trained = self._train(initial, x, y, self.config.inner_steps)
         moved = {name: initial[name] - trained[name] for name in initial}
         return moved | {"loss": self.loss(self.net(x), y)}
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return the predictions of the network trained on the support set: (n_queries, n_outputs)."""
-        initial = dict(self.net.named_parameters())
+        initial: Weights = dict(self.net.named_parameters())
         weights = self._train(initial, support_x, support_y, self.config.test_steps)
         predictions: Tensor = functional_call(self.net, weights, query_x)
         return predictions
