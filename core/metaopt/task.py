@@ -31,6 +31,8 @@ class TaskSpec:
     """Numbers in a regression target."""
     n_train_classes: int = 0
     """Classes in the train pool; 0 in regression."""
+    within: float = 0.0
+    """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
 
     @property
     def n_outputs(self) -> int:
@@ -116,11 +118,13 @@ class ClassPool:
     """Examples of some classes, held in memory, from which tasks are drawn by index.
 
     `examples` (n_examples, *x_shape) may be uint8, which draws turn into float32 in [0, 1]. `members` holds, a
-    class, the rows of its examples; classes may differ in size.
+    class, the rows of its examples; classes may differ in size. `groups`, a class, is the number of the group that it
+    belongs to (an alphabet, a superclass), where there are such.
     """
 
-    def __init__(self, examples: Tensor, members: Sequence[Tensor]) -> None:
+    def __init__(self, examples: Tensor, members: Sequence[Tensor], groups: Sequence[int] | None = None) -> None:
         self.sources = examples
+        self.groups = None if groups is None else torch.tensor(groups, dtype=torch.int64)  # (n_classes,)
         self.sizes = torch.tensor([len(rows) for rows in members])  # (n_classes,)
         self.table = torch.zeros(len(members), int(self.sizes.max()) if len(members) else 0, dtype=torch.int64)
         for row, rows in zip(self.table, members, strict=True):
@@ -133,10 +137,21 @@ class ClassPool:
     def check(self, pool: Pool, spec: TaskSpec) -> None:
         """Raise UserError where these classes or their examples are too few for tasks of this size."""
         check_sizes(pool, self.sizes.tolist(), spec)
+        if spec.within and not len(self._groups_of(spec.n_way)):
+            largest = 0 if self.groups is None else int(self.groups.bincount().max())
+            raise UserError(
+                f"{spec.n_way}-way tasks within a group need a group of {spec.n_way} classes and the largest of the "
+                f"{pool} pool has {largest}; set tasks.n_way to {largest} or less, or tasks.within to 0"
+                if largest
+                else f"the classes of the {pool} pool belong to no groups; set tasks.within to 0"
+            )
 
     def draw(self, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
         """Return tasks whose classes and examples are drawn uniformly without replacement, in a random order."""
-        classes = torch.rand(n_tasks, len(self), generator=generator).topk(spec.n_way).indices  # (n_tasks, n_way)
+        draws = torch.rand(n_tasks, len(self), generator=generator)
+        if spec.within:
+            draws = self._kept_within(draws, spec, generator)
+        classes = draws.topk(spec.n_way).indices  # (n_tasks, n_way)
         order = torch.rand(n_tasks, spec.n_way, self.table.shape[1], generator=generator)
         missing = torch.arange(self.table.shape[1]) >= self.sizes[classes][:, :, None]
         picked = order.masked_fill(missing, -1.0).topk(spec.n_shot + spec.n_query).indices
@@ -150,6 +165,20 @@ class ClassPool:
         classes = torch.randint(len(self), (n,), generator=generator)
         position = (torch.rand(n, generator=generator) * self.sizes[classes]).long()
         return Examples(self._read(self.table[classes, position]), classes)
+
+    def _groups_of(self, n_way: int) -> Tensor:
+        """Return the numbers of the groups of so many classes or more."""
+        if self.groups is None:
+            return torch.empty(0, dtype=torch.int64)
+        return torch.nonzero(self.groups.bincount() >= n_way).flatten()
+
+    def _kept_within(self, draws: Tensor, spec: TaskSpec, generator: Generator) -> Tensor:
+        """Return the draws with the classes outside a group, drawn uniformly, put last: for a share of the tasks."""
+        assert self.groups is not None, "check refuses tasks within groups where there are none"
+        groups = self._groups_of(spec.n_way)
+        group = groups[torch.randint(len(groups), (len(draws), 1), generator=generator)]  # (n_tasks, 1)
+        kept_within = torch.rand(len(draws), 1, generator=generator) < spec.within
+        return draws.masked_fill(kept_within & (self.groups != group), -1.0)
 
     def _read(self, rows: Tensor) -> Tensor:
         examples = self.sources[rows]

@@ -264,7 +264,10 @@ def _class_pool(classes: Sequence[_Class], images: Callable[[_Set], NDArray[np.u
         upright = torch.from_numpy(images(cls.source)[cls.source.alphabets[cls.alphabet][cls.character]])
         drawings.append(upright.rot90(cls.turns, (1, 2)))
     examples = torch.cat(drawings)[:, None]  # (n_examples, 1, size, size) uint8
-    return ClassPool(examples, torch.split(torch.arange(len(examples)), [len(rows) for rows in drawings[1:]]))
+    members = torch.split(torch.arange(len(examples)), [len(rows) for rows in drawings[1:]])
+    numbers: dict[tuple[str, int], int] = {}  # an alphabet turned is a group of its own
+    groups = [numbers.setdefault((cls.alphabet, cls.turns), len(numbers)) for cls in classes]
+    return ClassPool(examples, members, groups)
 
 
 def _images(source: _Set, size: int) -> NDArray[np.uint8]:

@@ -262,3 +262,45 @@ def test_a_spec_counts_outputs_and_examples() -> None:
     regression = TaskSpec("regression", (1,), n_way=1, n_shot=10, n_query=5, y_size=2)
     assert (classification.n_outputs, classification.n_examples) == (5, 25)
     assert (regression.n_outputs, regression.n_examples) == (2, 15)
+
+
+GROUPS = [0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def grouped_pool() -> ClassPool:
+    n_classes = len(GROUPS)
+    members = [torch.arange(4) + 4 * number for number in range(n_classes)]
+    return ClassPool(torch.arange(4.0 * n_classes)[:, None], members, GROUPS)
+
+
+def groups_of_tasks(pool: ClassPool, within: float, n_tasks: int = 400) -> list[set[int]]:
+    spec = replace(spec_of(3, 1, 1), within=within)
+    batch = pool.draw(spec, n_tasks, seeded())
+    return [{GROUPS[int(x) // 4] for x in task.flatten()} for task in batch.support_x]
+
+
+def test_tasks_within_a_group_never_mix_groups_and_use_every_group_large_enough() -> None:
+    groups = groups_of_tasks(grouped_pool(), 1.0)
+    assert all(len(task) == 1 for task in groups)
+    assert set.union(*groups) == {0, 1}  # group 2 has two classes, too few for three ways
+
+
+def test_groups_are_drawn_uniformly() -> None:
+    groups = [next(iter(task)) for task in groups_of_tasks(grouped_pool(), 1.0, 2000)]
+    assert chisquare([groups.count(0), groups.count(1)]).pvalue > 1e-3
+
+
+def test_a_share_of_tasks_is_kept_within_groups() -> None:
+    mixed = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.0))
+    half = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.5))
+    assert mixed > 350
+    assert 0.4 * mixed < half < 0.6 * mixed
+
+
+def test_tasks_within_groups_are_refused_where_no_group_is_large_enough_or_there_is_none() -> None:
+    spec = replace(spec_of(4, 1, 1), within=1.0)
+    grouped_pool().check("test", spec)
+    with pytest.raises(UserError, match=r"the largest of the test pool has 4; set tasks\.n_way to 4 or less"):
+        grouped_pool().check("test", replace(spec, n_way=5))
+    with pytest.raises(UserError, match="belong to no groups"):
+        pool_of(SIZES).check("test", replace(spec_of(3, 1, 1), within=1.0))
