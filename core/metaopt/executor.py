@@ -1,11 +1,14 @@
 """Run one task's code over many tasks at once.
 
 Executors are interchangeable ways to compute one result. `Loop` runs the tasks one by one and is the reference;
-`Vmap` batches them. The gradient is always taken inside the batching (`vmap(grad(task))`): in torch 2.13 the other
-order, `grad(vmap(task))`, gives silently wrong second-order gradients behind a convolution and a normalisation.
+`Vmap` batches them; `Traced` records what `Vmap` does and replays it. The gradient is always taken inside the batching
+(`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order gradients
+behind a convolution and a normalisation.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,8 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from metaopt.errors import UserError, unknown
+from metaopt.graph import record
 from metaopt.learner import Gradients, Learner
 from metaopt.task import TaskBatch, TaskSpec
+
+RECORD_AFTER = 100
+"""Calls of one kind after which `Traced` records it."""
+Parameters = Mapping[str, Tensor]
+log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
@@ -71,24 +80,99 @@ class Vmap(Executor):
         return result
 
     def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
-        one_task = grad_and_value(pure(learner, "task_loss"))
-        every_task = vmap(one_task, in_dims=(None, 0, 0, 0, 0), randomness="different")
         parameters = {name: parameter.detach() for name, parameter in trainable(learner).items()}
-        gradients, losses = every_task(parameters, *batch.tensors())
+        gradients, losses = _gradients_by_task(learner, parameters, *batch.tensors())
         return losses.mean(), {name: gradient.mean(0) for name, gradient in gradients.items()}
 
 
-EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "vmap": Vmap}
+class Traced(Executor):
+    """The operators that `Vmap` runs, recorded once for each shape and then replayed without anything else.
+
+    Recording takes a second, so it is worth it for what is called often: a call is recorded when its like was seen
+    RECORD_AFTER times. What cannot be recorded goes on under `Vmap`.
+    """
+
+    name = "traced"
+
+    def __init__(self) -> None:
+        self.batched = Vmap()
+        self.seen: Counter[Hashable] = Counter()
+        self.replays: dict[Hashable, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
+
+    def map(self, learner: Learner, method: str, *tensors: Tensor) -> Tensor | dict[str, Tensor]:
+        names: list[str] = []  # of what the method returns, filled in while it is recorded; empty for one tensor
+
+        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
+            result = vmap(pure(learner, method), in_dims=(None, *(0 for _ in tensors)), randomness="different")(
+                named, *tensors
+            )
+            if isinstance(result, Tensor):
+                return [result]
+            names.extend(result)
+            return list(result.values())
+
+        replayed = self._replay(learner, method, run, tensors, names)
+        if replayed is None:
+            return self.batched.map(learner, method, *tensors)
+        results, names = replayed
+        return dict(zip(names, results, strict=True)) if names else results[0]
+
+    def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
+        names = list(trainable(learner))
+
+        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
+            gradients, losses = _gradients_by_task(learner, named, *tensors)
+            return [losses.mean(), *(gradients[name].mean(0) for name in names)]
+
+        replayed = self._replay(learner, "gradient", run, batch.tensors(), names)
+        if replayed is None:
+            return self.batched.gradient(learner, batch)
+        (loss, *gradients), names = replayed
+        return loss, dict(zip(names, gradients, strict=True))
+
+    def _replay(
+        self,
+        learner: Learner,
+        what: str,
+        run: Callable[..., Sequence[Tensor]],
+        tensors: Sequence[Tensor],
+        names: list[str],
+    ) -> tuple[Sequence[Tensor], list[str]] | None:
+        """Return what `run(parameters by name, *tensors)` returns, by replay; None where there is none (yet)."""
+        key = (what, learner.training, *((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors))
+        parameters = trainable(learner)
+        inputs = [*(parameter.detach() for parameter in parameters.values()), *tensors]
+        self.seen[key] += 1
+        if self.seen[key] == RECORD_AFTER and learner.traceable:
+            n = len(parameters)
+
+            def flat(*inputs: Tensor) -> Sequence[Tensor]:
+                return run(dict(zip(parameters, inputs[:n], strict=True)), *inputs[n:])
+
+            try:
+                self.replays[key] = (record(flat, inputs), names)
+            except Exception as error:  # tracing may fail in any way, and none of them is the user's concern
+                reason = next(iter(str(error).splitlines()), "")
+                log.info("%s of %s is not replayed (%s: %s)", what, learner.name, type(error).__name__, reason)
+        if key not in self.replays:
+            return None
+        replay, names = self.replays[key]
+        with torch.no_grad():
+            return replay(*inputs), names
+
+
+EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "vmap": Vmap, "traced": Traced}
 
 
 def choose(name: str, spec: TaskSpec) -> Executor:
-    """Return the executor of that name; "auto" is vmap for vectors and loop for pictures.
+    """Return the executor of that name; "auto" is `traced` for vectors and `loop` for pictures.
 
-    On a CPU vmap is some five times faster on small networks, whose cost is dispatch, and slower for convolutions
-    over more than about 30 pictures a task, which it turns into grouped convolutions.
+    On a CPU vmap is some ten times faster than the loop on small networks, whose cost is dispatch, and replay three
+    times faster again. For convolutions over more than about 30 pictures a task vmap is slower than the loop, because
+    weights adapted to each task turn them into grouped convolutions.
     """
     if name == "auto":
-        name = "vmap" if len(spec.x_shape) == 1 else "loop"
+        name = "traced" if len(spec.x_shape) == 1 else "loop"
     if name not in EXECUTORS:
         raise UserError(unknown("executor", name, ["auto", *EXECUTORS]))
     return EXECUTORS[name]()
@@ -103,12 +187,20 @@ def pure(learner: Learner, method: str) -> Callable[..., Tensor | dict[str, Tens
     """Return the learner's method as a function of its parameters (a dict by name) and of one task's tensors."""
     call = _Call(learner, method)
 
-    def run(parameters: Mapping[str, Tensor], *task: Tensor) -> Tensor | dict[str, Tensor]:
+    def run(parameters: Parameters, *task: Tensor) -> Tensor | dict[str, Tensor]:
         named = {f"learner.{name}": parameter for name, parameter in parameters.items()}
         result: Tensor | dict[str, Tensor] = functional_call(call, named, task)
         return result
 
     return run
+
+
+def _gradients_by_task(learner: Learner, parameters: Parameters, *tensors: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return each task's gradient of `task_loss` by parameter name, (n_tasks, *shape), and its loss, (n_tasks,)."""
+    one_task = grad_and_value(pure(learner, "task_loss"))
+    every_task = vmap(one_task, in_dims=(None, 0, 0, 0, 0), randomness="different")
+    result: tuple[dict[str, Tensor], Tensor] = every_task(parameters, *tensors)
+    return result
 
 
 class _Call(nn.Module):
