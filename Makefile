@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= ../shared/data
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format wheel clean
+.PHONY: help study test test-slow check format readme wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  set up, run the slow tests: minutes of meta-training each"
 	@echo "make check      what CI runs: format, lint, types, import rules, tests"
 	@echo "make format     format the code"
+	@echo "make readme     fill the README's blocks from docs/results and the commands"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -41,6 +42,9 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+readme: .venv/dev
+	$(BIN)/python docs/fill_readme.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

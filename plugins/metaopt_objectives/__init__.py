@@ -3,10 +3,14 @@
 from metaopt.hookspecs import hookimpl
 from metaopt.objective import MetaObjective
 from metaopt_objectives.accuracy import Accuracy
+from metaopt_objectives.balanced_accuracy import BalancedAccuracy
+from metaopt_objectives.calibration import Calibration
+from metaopt_objectives.log_loss import LogLoss
 from metaopt_objectives.mse import MSE
+from metaopt_objectives.r2 import R2
 
 
 @hookimpl
 def register_meta_objectives() -> list[type[MetaObjective]]:
     """Return the built-in meta-objectives."""
-    return [Accuracy, MSE]
+    return [Accuracy, BalancedAccuracy, Calibration, LogLoss, MSE, R2]
