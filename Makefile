@@ -28,7 +28,7 @@ help:
 	@touch $@
 
 study: .venv/metaopt
-	$(BIN)/metaopt study run studies/quickstart.yaml
+	$(BIN)/metaopt study run quickstart --workers 2
 
 test: .venv/dev
 	$(BIN)/python -m pytest

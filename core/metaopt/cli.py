@@ -23,10 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"metaopt: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:  # before a study began, or after it
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -107,10 +111,13 @@ def _study_run(options: argparse.Namespace) -> int:
         *options.set,
         *(f"{key}={value}" for key in ("trials", "timeout", "seed") if (value := getattr(options, key)) is not None),
     ]
-    registry = plugins.load()
-    study = file.load(_study_file(options.study), registry, overrides)
-    bench = trial.Bench(study, registry, device)
-    bench.check()
+    registry, path = plugins.load(), _study_file(options.study)
+    study = file.load(path, registry, overrides)
+    try:
+        bench = trial.Bench(study, registry, device)
+        bench.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
         board = search.run(
@@ -134,7 +141,7 @@ def _study_show(options: argparse.Namespace) -> int:
     board = leaderboard.read(options.folder)
     if board is None:
         raise UserError(
-            f"{options.folder}: no {leaderboard.FILE} in this folder; give the folder of a run, such as runs/quickstart, "
+            f"{options.folder}: no {leaderboard.FILE} here; give the folder of a run, such as runs/quickstart, "
             "and where a study was killed run it again to go on"
         )
     _print_json(board) if options.json else terminal.show_board(board, options.folder)
@@ -211,7 +218,7 @@ def _shipped() -> Path:
 
 def _study_file(given: str) -> Path:
     path = Path(given)
-    if path.exists() or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+    if path.is_file() or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         return path
     names = {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
     if given not in names:
@@ -245,4 +252,4 @@ class _Interrupt:
         if self.came:
             os._exit(INTERRUPTED)
         self.came = True
-        print("\nfinishing; once more ends at once", file=sys.stderr)  # noqa: T201
+        os.write(2, b"\nfinishing; once more ends at once\n")  # print may have been interrupted itself

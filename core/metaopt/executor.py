@@ -139,8 +139,9 @@ class Traced(Executor):
         names: list[str],
     ) -> tuple[Sequence[Tensor], list[str]] | None:
         """Return what `run(parameters by name, *tensors)` returns, by replay; None where there is none (yet)."""
-        key = (what, learner.training, *((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors))
         parameters = trainable(learner)
+        sizes = ((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        key = (learner, what, learner.training, tuple(parameters), *sizes)
         inputs = [*(parameter.detach() for parameter in parameters.values()), *tensors]
         self.seen[key] += 1
         if self.seen[key] == RECORD_AFTER and learner.traceable:

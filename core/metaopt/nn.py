@@ -45,16 +45,16 @@ class Encoder(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Lays pictures out in memory with the channels last (NHWC), which what comes after then keeps.
+    """Lays pictures out in memory with the channels last (NHWC), which what comes after keeps.
 
-    On a CPU max-pooling is some twenty times faster so. It has to stand behind the first convolution: the two layouts of
-    a one-channel picture are the same bytes, so that torch cannot tell which is meant. Under `vmap`, where torch 2.13
+    On a CPU max-pooling is some twenty times faster so. It has to stand behind the first convolution: the two layouts
+    of a one-channel picture are the same bytes, so torch cannot tell which is meant. Under `vmap`, where torch 2.13
     has no normalisation for this layout, it does nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the same pictures, (n, channels, height, width)."""
-        laid_out: Tensor = _ToChannelsLast.apply(x)
+        laid_out: Tensor = _ToChannelsLast.apply(x)  # type: ignore[no-untyped-call]
         return laid_out
 
 
@@ -62,7 +62,7 @@ class _ToChannelsLast(torch.autograd.Function):
     """The identity, as far as mathematics is concerned."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
@@ -70,11 +70,11 @@ class _ToChannelsLast(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
         return x, in_dims[0]
 
 

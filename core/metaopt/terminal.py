@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -21,10 +20,17 @@ WIDTH = 110
 """Columns where the output is no terminal."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - called while it is handled; rich would end the program with code 1
+
+
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that is plain, and wide enough for the tables, where it is no terminal."""
+    """Return a console that prints texts as they are. Where it is no terminal it breaks no lines."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
+    plain = not stream.isatty()
+    width = WIDTH if plain else None
+    return _Console(file=stream, width=width, soft_wrap=plain, highlight=False, markup=False, emoji=False)
 
 
 class Quiet:
@@ -74,7 +80,7 @@ class Lines(Quiet):
         self.running.pop(result.number, None)
         self.done += 1
         came = interval({"mean": result.mean, "ci95": result.ci95}) if result.state == "complete" else result.state
-        why = f"  ({escape(result.reason)})" if result.reason else ""
+        why = f"  ({result.reason})" if result.reason else ""
         self.best = f"best {interval({'mean': best.mean, 'ci95': best.ci95})} {best.learner}" if best else ""
         self.out.print(
             f"trial {result.number:>3}  {result.learner:<10} {came:<18} {result.seconds:5.1f} s   {self.best}{why}"
@@ -84,7 +90,7 @@ class Lines(Quiet):
     def phase(self, text: str) -> None:
         self.out.print(text)
         if self.progress:
-            self.progress.update(self.bar, description=escape(text), left="")
+            self.progress.update(self.bar, description=text, left="")
 
     def _draw(self) -> None:
         if not self.progress:
@@ -115,9 +121,9 @@ def watcher(*, quiet: bool) -> Iterator[Quiet]:
         yield Lines(None)
     else:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}  {task.fields[best]}  {task.fields[left]}"),
+            TextColumn("{task.completed}/{task.total}  {task.fields[best]}  {task.fields[left]}", markup=False),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=console(stderr=True), transient=True) as progress:
@@ -147,19 +153,19 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
             )
         for name, value in winner["params"].items():
             if name not in {"learner", "encoder"}:
-                out.print(f"  {escape(name)}: {number(value) if isinstance(value, float) else escape(str(value))}")
+                out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
         out.print("best of each learner in the search:")
         for learner, entry in board["learners"].items():
             out.print(f"  {learner:<12} {interval(entry['search'])}   trial {entry['trial']}")
     for failure in board["failures"]:
-        out.print(f"{failure['trials']} failed: {failure['learner']}: {escape(str(failure['reason']))}", style="red")
+        out.print(f"{failure['trials']} failed: {failure['learner']}: {failure['reason']}", style="red")
     match board["status"]:
         case "finished":
             out.print(f"written to {folder}; score the winner again: metaopt evaluate {folder / 'best'} --tasks 1000")
         case "interrupted":
             out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
         case _:
-            out.print("no trial came to a score; mend the failures above, or give more time")
+            out.print("nothing came to a final score; mend the failures above, or give more time")
 
 
 def _finalists(board: Mapping[str, Any]) -> Table:
@@ -173,7 +179,7 @@ def _finalists(board: Mapping[str, Any]) -> Table:
         flag = " (transductive)" if entry["transductive"] else ""
         table.add_row(
             str(entry["rank"]),
-            escape(entry["learner"]) + flag,
+            entry["learner"] + flag,
             str(entry["trial"]),
             interval(entry["search"]),
             interval(entry["fresh"]),
@@ -197,16 +203,16 @@ def show_scores(found: Mapping[str, Any]) -> None:
 def show_studies(studies: Sequence[Mapping[str, str]]) -> None:
     """Print the studies that come with metaopt."""
     for study in studies:
-        console().print(f"{study['name']:<20} {escape(study['about'])}")
+        console().print(f"{study['name']:<20} {study['about']}")
 
 
 def show_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
     """Print plugins and what they provide."""
     out = console()
     for plugin in plugins:
-        out.print(f"{escape(plugin['name'])}  ({escape(plugin['distribution'])} {plugin['version']})", style="bold")
+        out.print(f"{plugin['name']}  ({plugin['distribution']} {plugin['version']})", style="bold")
         if plugin["status"] == "broken":
-            out.print(f"  broken: {escape(str(plugin['error']))}", style="red")
+            out.print(f"  broken: {plugin['error']}", style="red")
         for kind in ("task_samplers", "encoders", "learners", "meta_objectives"):
             if plugin[kind]:
                 out.print(f"  {kind.replace('_', ' ')}: {', '.join(plugin[kind])}")
@@ -216,8 +222,8 @@ def show_description(found: Mapping[str, Any]) -> None:
     """Print one thing that a plugin provides."""
     out = console()
     out.print(f"{found['name']}: {found['kind']} of {found['plugin']} ({found['distribution']} {found['version']})")
-    out.print(escape(found["about"]))
+    out.print(found["about"])
     if found.get("paper"):
-        out.print(escape(found["paper"]))
+        out.print(found["paper"])
     for name, parameter in found["parameters"].items():
-        out.print(f"  {name:<16} {escape(str(parameter['range'])):<34} default {parameter['default']}")
+        out.print(f"  {name:<16} {parameter['range']:<34} default {parameter['default']}")

@@ -114,7 +114,7 @@ def meta_train(
     `at` hears before every step how far it is, and whatever it raises ends the training. Raises TrialError where the
     loss is no longer finite.
     """
-    if learner.trains_on == "nothing":
+    if learner.trains_on == "nothing" or not trainable(learner):
         return Training()
     started = time.process_time()
     planned = budget.planned or budget.tasks

@@ -68,7 +68,7 @@ class Integer:
 
     def check(self, value: object) -> int:
         """Return `value` as an int of this range. ValueError says the law it breaks."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
             raise ValueError(f"{value!r} is not a whole number; the declared range is {self}")
         if not self.low <= value <= self.high:
             raise ValueError(f"{value!r} is outside the declared range ({self})")
@@ -202,7 +202,10 @@ def _setting(default: Any, given: object) -> Any:
     if default is None or given is None:
         return given
     if isinstance(default, float) and isinstance(given, int) and not isinstance(given, bool):
-        return float(given)
+        try:
+            return float(given)
+        except OverflowError:
+            raise ValueError("this number is too large to compute with; give a smaller one") from None
     kind = tuple if isinstance(default, tuple) else type(default)
     if kind is tuple and isinstance(given, list):
         return tuple(given)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.autograd import grad
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from metaopt import tune
-from metaopt.executor import Executor, trainable
+from metaopt.executor import Executor
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Encoder, class_means, squared_distances
 from metaopt.task import Examples, TaskBatch, TaskSpec
+from metaopt_baseline.supervised import supervised_step
 
 
 class Pretrain(Learner):
@@ -40,11 +40,7 @@ class Pretrain(Learner):
         self, batch: TaskBatch | Examples, executor: Executor, update: Callable[[Gradients], None]
     ) -> Tensor:
         """Take one step of ordinary training on labelled examples and return the loss before it."""
-        assert isinstance(batch, Examples)
-        parameters = trainable(self)
-        loss = cross_entropy(self.classifier(self.encoder(batch.x)), batch.y)
-        update(dict(zip(parameters, grad(loss, list(parameters.values())), strict=True)))
-        return loss.detach()
+        return supervised_step(self, self.classifier, batch, update)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return minus the squared distances to the class means of features: (n_queries, n_way)."""

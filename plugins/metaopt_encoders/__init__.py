@@ -3,10 +3,12 @@
 from metaopt.hookspecs import hookimpl
 from metaopt.nn import Encoder
 from metaopt_encoders.conv4 import Conv4
+from metaopt_encoders.identity import Identity
 from metaopt_encoders.mlp import MLP
+from metaopt_encoders.resnet12 import ResNet12
 
 
 @hookimpl
 def register_encoders() -> list[type[Encoder]]:
     """Return the built-in encoders."""
-    return [Conv4, MLP]
+    return [MLP, Conv4, Identity, ResNet12]

@@ -10,13 +10,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
+from functools import cache as once
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from uuid import uuid4
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator
 
+from metaopt import cache
 from metaopt.errors import UserError, unknown
 from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
 
@@ -69,14 +68,14 @@ class Omniglot(TaskSampler):
         lists: dict[Pool, Sequence[str]] = dict(zip(POOLS, (config.train, config.validation, config.test), strict=True))
         _check_settings(config, lists)
         root = _find_root(config.root)
-        find = cache(lambda name: _find_set(root, name))
+        find = once(lambda name: _find_set(root, name))
         if config.split:
             classes = _read_split(root / Path(config.split).expanduser(), find)
         else:
             turned: Pool | None = "train" if config.rotations else None
             classes = {pool: _read_list(f"tasks.{pool}", lists[pool], pool == turned, find) for pool in POOLS}
         _check_disjoint(classes)
-        images = cache(lambda source: _images(source, config.size))
+        images = once(lambda source: _images(source, config.size))
         self.pools = {pool: _class_pool(classes[pool], images, config.size) for pool in POOLS}
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
@@ -105,7 +104,7 @@ class _Set:
     """The drawings' names: members of the zip file, or relative to the folder."""
     alphabets: Mapping[str, Mapping[str, slice]]
     """The rows among `files` of each character of each alphabet."""
-    fingerprint: str
+    identity: object
     """Another one where the place or the content is another."""
 
 
@@ -166,8 +165,7 @@ def _find_set(root: Path, name: str) -> _Set:
         start, end = end, end + len(list(members))
         alphabets.setdefault(alphabet, {})[character] = slice(start, end)
     files = [drawing[-1] for drawing in drawings]
-    identity = repr((str(path.resolve()), [(file, marks[file]) for file in files]))
-    return _Set(name, path, files, alphabets, sha256(identity.encode()).hexdigest()[:32])
+    return _Set(name, path, files, alphabets, (str(path.resolve()), [(file, marks[file]) for file in files]))
 
 
 def _marks(path: Path) -> dict[str, tuple[int, int]]:
@@ -273,46 +271,20 @@ def _class_pool(classes: Sequence[_Class], images: Callable[[_Set], NDArray[np.u
 def _images(source: _Set, size: int) -> NDArray[np.uint8]:
     """Return the drawings (n_files, size, size), ink 255 on 0: from the cache, or decoded and then cached."""
     shape = (len(source.files), size, size)
-    folder = os.environ.get("METAOPT_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "metaopt")
-    path = Path(os.path.expanduser(folder)) / f"omniglot-{source.name}-{size}-{source.fingerprint}.npy"
-    try:
-        # Mapped, so that only the chosen classes are read; copy on write, because torch wants writable memory.
-        cached = np.lib.format.open_memmap(path, mode="c")
-        if cached.dtype == np.uint8 and cached.shape == shape:
-            return cached
-    except (OSError, ValueError):
-        pass  # absent, torn or not readable: decoded anew
-    images = _decode(source, size)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next start, and no more
-        _write(path, images)
-    return images
+    name = f"omniglot-{source.name}-{size}"
+    return cache.array(name, source.identity, shape, np.uint8, lambda: _decode(source, size))
 
 
-def _write(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write under a name nobody else uses, then rename: a reader finds a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            np.save(file, images, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _decode(source: _Set, size: int) -> NDArray[np.uint8]:
-    images = np.empty((len(source.files), size, size), np.uint8)
+def _decode(source: _Set, size: int) -> Iterator[NDArray[np.uint8]]:
     with _reader(source.path) as read:
-        for image, file in zip(images, source.files, strict=True):
+        for file in source.files:
             try:
-                image[:] = _picture(read(file), size)
+                image = _picture(read(file), size)
             except Exception as error:  # zipfile, zlib and Pillow raise a dozen kinds on a broken file
                 raise UserError(
                     f"{source.path}: {file} is damaged ({error}); download the set again from {ORIGIN}"
                 ) from error
-    return images
+            yield image
 
 
 @contextlib.contextmanager

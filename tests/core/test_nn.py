@@ -130,10 +130,12 @@ def test_channels_last_is_the_identity_to_derivatives_of_any_order_and_to_vmap()
     pictures = normal(3, 2, 3, 4, 5, seed=0)
 
     def gradient(x: Tensor) -> Tensor:
-        return grad(lambda x: ChannelsLast()(x).pow(3).sum())(x)
+        found: Tensor = grad(lambda x: ChannelsLast()(x).pow(3).sum())(x)
+        return found
 
     def curvature(x: Tensor) -> Tensor:
-        return grad(lambda x: ChannelsLast()(gradient(x)).sum())(x)
+        found: Tensor = grad(lambda x: ChannelsLast()(gradient(x)).sum())(x)
+        return found
 
     torch.testing.assert_close(gradient(pictures[0]), 3 * pictures[0].square(), rtol=1e-12, atol=0)
     torch.testing.assert_close(curvature(pictures[0]), 6 * pictures[0], rtol=1e-12, atol=0)

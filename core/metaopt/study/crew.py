@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -84,8 +85,9 @@ class Workers(Crew):
 
     def start(self, job: Job) -> None:
         link = next(link for link, current in self.jobs.items() if current is None)
-        link.send(job)
         self.jobs[link] = job
+        with suppress(ConnectionError):  # it died while it was idle, which `wait` will notice
+            link.send(job)
 
     def wait(self) -> list[Done]:
         self.stop.value = self.stopped()
@@ -112,7 +114,10 @@ class Workers(Crew):
 
     def _hire(self) -> None:
         link, far_end = self.context.Pipe()
-        process = self.context.Process(target=_work, args=(self.bench, far_end, self.stop, os.getpid()), daemon=True)
+        inherited = [*self.jobs, link] if self.context.get_start_method() == "fork" else []
+        process = self.context.Process(
+            target=_work, args=(self.bench, far_end, inherited, self.stop, os.getpid()), daemon=True
+        )
         process.start()
         far_end.close()
         self.jobs[link], self.processes[link] = None, process
@@ -130,8 +135,10 @@ class Workers(Crew):
         return Done(TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed, reason))
 
 
-def _work(bench: Bench, link: Connection, stop: Any, parent: int) -> None:
+def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any, parent: int) -> None:
     """Carry out jobs until the line to the parent ends."""
+    for parents_end in inherited:
+        parents_end.close()  # as long as anybody holds it, the line does not end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
     torch.set_num_threads(1)
 

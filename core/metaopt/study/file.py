@@ -1,6 +1,5 @@
 """The study file: read, checked, and resolved into a `Study` in which nothing is left to guess."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +34,8 @@ KEYS = (
     "seed",
 )
 MAX_BYTES = 1_000_000
+UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
+"""What reading YAML raises: ValueError for numbers of thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,15 @@ class Study:
         return {
             "name": self.name,
             "tasks": {key: getattr(self.tasks, key) for key in TASK_KEYS} | sampler_config,
-            "learners": {name: _written(section) for name, section in self.space.learners.items()},
-            "encoder": {name: _written(section) for name, section in self.space.encoders.items()},
-            "outer": _written(self.space.outer),
+            "learners": {
+                name: _written(section, self.space.learner_classes[name].Config)
+                for name, section in self.space.learners.items()
+            },
+            "encoder": {
+                name: _written(section, self.space.encoder_classes[name].Config)
+                for name, section in self.space.encoders.items()
+            },
+            "outer": _written(self.space.outer, Outer),
             "objective": self.objective,
             "search_on": self.search_on,
             "transductive": self.transductive,
@@ -100,6 +107,10 @@ class Study:
             "executor": self.executor,
             "seed": self.seed,
         }
+
+    def to_yaml(self) -> str:
+        """Return the text of that study file."""
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
 
 
 def load(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Study:
@@ -123,7 +134,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a text file in UTF-8; a study file is YAML text") from None
     try:
         raw = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -137,12 +148,12 @@ def override_key(raw: dict[str, Any], override: str) -> None:
     """Apply one `path.to.key=value` to a study file's mapping, the value read as YAML."""
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise UserError(f"--set {override}: write it as path.to.key=value, such as --set tasks.n_way=20")
+        raise UserError(f"--set {override!r}: write it as path.to.key=value, such as --set tasks.n_way=20")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except UNREADABLE:
         raise UserError(
-            f"--set {override}: {text!r} is not a YAML value; quote it, or write a number or a text"
+            f"--set {override!r}: {text!r} is not a YAML value; quote it, or write a number or a text"
         ) from None
     *parents, last = path.split(".")
     for depth, key in enumerate(parents):
@@ -152,7 +163,7 @@ def override_key(raw: dict[str, Any], override: str) -> None:
             raw[key] = dict.fromkeys(raw[key])  # a plain list of names is short for their mapping
         raw = raw[key] if isinstance(raw, dict) else raw
         if not isinstance(raw, dict):
-            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not keys to set")
+            raise UserError(f"--set {override!r}: {'.'.join(parents[: depth + 1])!r} holds a value, not keys to set")
     raw[last] = value
 
 
@@ -160,7 +171,8 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
     """Return the study that a study file's mapping describes. Raises UserError naming `where` and the key."""
     top = _Mapping(where, "", raw)
     top.only(KEYS)
-    name = top.get("name", _name, Path(where).stem)
+    with top.at("name"):
+        name = _name(raw.get("name", Path(where).stem))
     transductive = top.get("transductive", _flag, False)
     tasks = _tasks(top, registry)
     kind = registry.task_sampler(tasks.sampler).kind
@@ -215,15 +227,20 @@ def duration(value: object) -> float | None:
     """Return the seconds that "90s", "10m", "1.5h" or a plain number of seconds stand for. ValueError otherwise."""
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", str(value).strip())
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"] if match else 0.0
-    if isinstance(value, bool) or not 0 < seconds < math.inf:
+    seconds = 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = value
+    elif isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())):
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if not 0 < seconds < 1e9:  # 30 years
         raise ValueError(f"{value!r} is not a time; write it as 90s, 10m or 2h")
-    return seconds
+    return float(seconds)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, only true and false are booleans, a key stands once."""
+    """YAML as people mean it: 1e-3 is a number, 010 and 1:30 are none, only true and false are booleans, a key stands
+    once.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -237,24 +254,37 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value again", problem_mark=mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not read; write the value again"
+        elif event.tag is not None:
+            problem = f"tags such as {event.tag!r} are not read; write the value alone"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":int", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|nan))$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a text that either takes for a number is quoted, and there are no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|\.(inf|nan))",
+        list("-+0123456789."),
+    ),
+):
+    for _cls in (_Loader, _Dumper):
+        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), _first)
 
 
 class _Mapping:
@@ -312,9 +342,10 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         cls = registry.task_sampler(name)
     settings = tuple(field.name for field in fields(cls.Config))
     tasks.only([*TASK_KEYS, *settings])
-    n_way = 1 if cls.kind == "regression" else tasks.get("n_way", _whole(2))
     if cls.kind == "regression":
-        tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
+        ways, n_way = _one_of(1), tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
+    else:
+        ways, n_way = _whole(2), tasks.get("n_way", _whole(2))
     n_shot, n_query = tasks.get("n_shot", _whole(1)), tasks.get("n_query", _whole(1), 15)
     given = {key: tasks.raw[key] for key in settings if key in tasks.raw}
     config = {key: _fixed(parameter) for key, parameter in _narrowed(tasks, cls.Config, given).items()}
@@ -324,7 +355,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         n_way=n_way,
         n_shot=n_shot,
         n_query=n_query,
-        train_way=tasks.get("train_way", _whole(1), n_way),
+        train_way=tasks.get("train_way", ways, n_way),
         train_shot=tasks.get("train_shot", _whole(1), n_shot),
         train_query=tasks.get("train_query", _whole(1), n_query),
     )
@@ -407,8 +438,12 @@ def _budget(top: _Mapping) -> Budget:
 def _evaluation(top: _Mapping) -> Evaluation:
     evaluation = _Mapping(top.where, "evaluation", top.get("evaluation", lambda value: value, {}))
     evaluation.only([field.name for field in fields(Evaluation)])
+    least = {"tasks": 2, "finalists": 1, "report_tasks": 2}  # of one task there is no interval
     return Evaluation(
-        **{field.name: evaluation.get(field.name, _whole(1), field.default) for field in fields(Evaluation)}
+        **{
+            field.name: evaluation.get(field.name, _whole(least[field.name]), field.default)
+            for field in fields(Evaluation)
+        }
     )
 
 
@@ -416,11 +451,14 @@ def _objectives_for(registry: Registry, kind: str) -> list[str]:
     return sorted(name for name, objective in registry.meta_objectives.items() if kind in objective.kinds)
 
 
-def _written(section: Section) -> dict[str, Any]:
+def _written(section: Section, config: type) -> dict[str, Any]:
     """Return a section as a study file writes it."""
     written: dict[str, Any] = {}
+    declared = tune.declared(config)
     for name, parameter in section.items():
         match parameter:
+            case tune.Fixed(None) if isinstance(declared[name], tune.Choice):
+                written[name] = [None]  # None alone stands for the declared range
             case tune.Fixed(value):
                 written[name] = value
             case tune.Choice(options):
@@ -441,7 +479,7 @@ def _whole(low: int) -> Callable[[object], int]:
 
 def _one_of(*allowed: Any) -> Callable[[object], Any]:
     def check(value: object) -> Any:
-        if value not in allowed:
+        if value not in allowed or isinstance(value, bool):
             raise ValueError(f"{value!r} must be {' or '.join(map(str, allowed))}")
         return value
 
@@ -467,5 +505,5 @@ def _name(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "a mapping", list: "a list", str: "a text", type(None): "empty", bool: "true or false"}
-    return kinds.get(type(value), "a number")
+    kinds = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
+    return "empty" if value is None or value in ([], {}) else kinds.get(type(value), "a number")

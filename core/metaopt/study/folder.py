@@ -1,7 +1,7 @@
 """The run folder: one study at a time, by one process at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,23 +19,41 @@ def owned(folder: Path) -> Iterator[None]:
 
     Raises UserError where it cannot be written, or another process holds it.
     """
-    existed = folder.exists()
+    lock, made = folder / ".lock", list[Path]()
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        if not existed:
-            with suppress(OSError):
-                folder.rmdir()
+        _remove(made)
         reason = error.strerror or str(error)
         raise UserError(f"cannot write to the run folder {folder} ({reason}); give another with --output") from None
     try:
-        if fcntl:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forked workers
-        yield
+        _hold(descriptor, folder)
+        try:
+            yield
+        except UserError:
+            if made:  # nothing came of it, so nothing is left of it
+                lock.unlink(missing_ok=True)
+                _remove(made)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, folder: Path) -> None:
+    if not fcntl:
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forked workers
     except BlockingIOError:
         raise UserError(
             f"another process is running the study in {folder}; wait for it, or give another folder with --output"
         ) from None
-    finally:
-        os.close(descriptor)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

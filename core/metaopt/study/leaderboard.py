@@ -14,6 +14,23 @@ if TYPE_CHECKING:
     from metaopt.train import Scores
 
 FILE = "leaderboard.json"
+KEYS = {
+    "study",
+    "status",
+    "seed",
+    "objective",
+    "direction",
+    "search_on",
+    "transductive",
+    "trials",
+    "finalists",
+    "learners",
+    "failures",
+    "limits",
+    "versions",
+    "seconds",
+}
+"""What a leaderboard has; later versions may add to it."""
 
 
 def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
@@ -30,15 +47,17 @@ def build(
     bench: Bench,
     results: Sequence[TrialResult],
     finalists: "Sequence[Finalist]",
+    fallen: Sequence[TrialResult],
     report: "Scores | None",
     seconds: float,
+    status: str,
 ) -> dict[str, Any]:
     """Return the leaderboard as `leaderboard.json` holds it.
 
     A finalist's `search` is its score in the search, on the tasks that all trials share; its `report` is on tasks
     that no trial has touched: the winner's on the test pool, the others' on fresh tasks of the pool searched on,
-    which is what finalists are ranked by (`fresh`). Without `report` the study was interrupted, and the best trials
-    stand in the finalists' place.
+    which is what finalists are ranked by (`fresh`). Without `report` the study was interrupted or nothing came of it,
+    and the best trials stand in the finalists' place. `fallen` are finalists that failed when meta-trained anew.
     """
     from metaopt.study.ledger import versions
 
@@ -63,10 +82,10 @@ def build(
     by_learner: dict[str, dict[str, Any]] = {}
     for result in ranked(bench, results):
         by_learner.setdefault(result.learner, _entry(bench, result))
-    failures = Counter((result.learner, result.reason) for result in results if result.state == "failed")
+    failures = Counter((result.learner, result.reason) for result in (*results, *fallen) if result.state == "failed")
     return {
         "study": study.name,
-        "status": "finished" if report else "interrupted" if entries else "failed",
+        "status": status,
         "seed": study.seed,
         "objective": study.objective,
         "direction": bench.objective.direction,
@@ -79,7 +98,12 @@ def build(
             {"learner": learner, "reason": reason, "trials": count}
             for (learner, reason), count in sorted(failures.items(), key=lambda item: -item[1])
         ],
-        "limits": {"trials": study.trials, "timeout": study.timeout},
+        "limits": {
+            "trials": study.trials,
+            "timeout": study.timeout,
+            "finalists": study.evaluation.finalists,
+            "report_tasks": study.evaluation.report_tasks,
+        },
         "versions": versions(bench),
         "seconds": seconds,
     }
@@ -90,11 +114,11 @@ def read(folder: Path) -> dict[str, Any] | None:
     path = folder / FILE
     try:
         board = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(board, dict) or not {"study", "status", "finalists", "seconds"} <= board.keys():
+        if not isinstance(board, dict) or KEYS - board.keys():
             raise ValueError("it lacks what a leaderboard has")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete it and run the study again to make it anew"
         ) from None

@@ -1,7 +1,7 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +20,11 @@ from metaopt.errors import UserError
 from metaopt.files import whole
 from metaopt.study.crew import LOST
 from metaopt.study.space import Params
-from metaopt.study.trial import Bench, Done, Job, TrialResult
+from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
-MAY_CHANGE = ("trials", "timeout", "evaluation", "name")
+MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.report_tasks")
 """Keys of a study file that may differ when a study goes on."""
 
 
@@ -39,19 +39,24 @@ class Ledger:
         study = bench.study
         self.bench, self.folder = bench, folder
         self.running: dict[int, optuna.Trial] = {}
+        self.again: list[optuna.Trial] = []
+        """Trials that were begun and are to be run again, from their start and with the same seed."""
         names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
-        self.optuna = optuna.create_study(
-            storage=storage,
-            study_name=study.name,
-            direction=bench.objective.direction,
-            load_if_exists=True,
-            sampler=SeededTPE(study.seed),
-            pruner=MedianPruner(n_startup_trials=max(4, len(study.space.learners)), n_min_trials=2),
-        )
+        kept: dict[str, Any] = {
+            "storage": storage,
+            "study_name": study.name,
+            "sampler": SeededTPE(study.seed),
+            "pruner": MedianPruner(n_startup_trials=max(4, len(study.space.learners)), n_min_trials=2),
+        }
+        if study.name in names:
+            self.optuna = optuna.load_study(**kept)
+        else:
+            self.optuna = optuna.create_study(direction=bench.objective.direction, **kept)
         described = study.to_dict()
         stored = self.optuna.user_attrs.get("study")
         if stored is None:
-            if study.name in names and self.optuna.get_trials(deepcopy=False):
+            begun = self.optuna.get_trials(deepcopy=False)  # by us, where we were killed before the last line below
+            if any(trial.user_attrs.get("origin") != "default" for trial in begun):
                 raise UserError(f"the storage holds a study named {study.name!r} that metaopt did not make; "
                                 "set another name in the study file")  # fmt: skip
             for learner in study.space.learners:
@@ -61,20 +66,21 @@ class Ledger:
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
         else:
             _refuse_changes(stored, described)
-            self._requeue_lost()
         self.results = results(self.optuna)
-        """Every finished trial in order of its end, lost ones left out."""
+        """Every finished trial."""
+        self._take_up()
 
     def ask(self, deadline: float = math.inf) -> Job:
         """Return the next trial as a job."""
         study = self.bench.study
-        trial = self.optuna.ask()
+        trial = self.again.pop(0) if self.again else self.optuna.ask()
         self.running[trial.number] = trial
         params = study.space.suggest(trial)
+        trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
         return Job(
             number=trial.number,
             params=params,
-            seed=trial.user_attrs.get("seed", seeds.derive(study.seed, "trial", trial.number)),
+            seed=seeds.derive(study.seed, "trial", trial.number),
             budget=study.budget,
             pool=study.search_on,
             purpose="search",
@@ -88,104 +94,98 @@ class Ledger:
         trial = self.running[number]
         if not math.isfinite(value):
             return False  # its end will say why
-        trial.report(value, round(100 * progress))
-        return trial.should_prune()
+        reported = self.optuna.get_trials(deepcopy=False)[number].intermediate_values  # by an earlier attempt too
+        if (step := round(100 * progress)) not in reported:
+            trial.report(value, step)
+        return bool(trial.should_prune())
 
     def tell(self, done: Done) -> bool:
         """Store a finished trial; return False where it was lost and waits to be run again."""
         result, trial = done.result, self.running.pop(done.result.number)
-        lost = result.reason is not None and (result.reason == "interrupted" or result.reason.startswith(LOST))
-        if lost and self._again(self._frozen(trial.number), result.seed, counts=result.reason != "interrupted"):
-            self.optuna.tell(trial, state=TrialState.FAIL)  # without a result: it does not count
+        attempts = trial.user_attrs["attempts"]
+        if result.reason == INTERRUPTED:
+            trial.set_user_attr("attempts", attempts - 1)  # that is no fault of the trial's
+        lost = result.reason is not None and result.reason.startswith(LOST) and attempts < ATTEMPTS
+        if lost or result.reason == INTERRUPTED:
+            self.again.append(trial)
             return False
-        trial.set_user_attr("result", asdict(result))
         if done.per_task:
             scores = self.folder / "scores"
             scores.mkdir(exist_ok=True)
             with whole(scores / f"{result.number:05d}.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, np.array(done.per_task), allow_pickle=False)
-        self._close(trial.number, result)
+        trial.set_user_attr("result", asdict(result))
+        self._close(result)
         self.results.append(result)
         return True
 
     def seconds(self) -> float:
         """Return the wall time in which trials ran, over every time that the study was run."""
-        spans = [(trial.datetime_start, trial.datetime_complete) for trial in self.optuna.get_trials(deepcopy=False)]
-        total, until = 0.0, None
-        for start, end in sorted((start, end) for start, end in spans if start and end):
-            since = max(start, until) if until else start
-            total += max(0.0, (end - since).total_seconds())
-            until = max(until, end) if until else end
+        spans = []
+        for trial in self.optuna.get_trials(deepcopy=False):
+            if trial.datetime_complete and "result" in trial.user_attrs:
+                end = trial.datetime_complete.timestamp()
+                spans.append((end - trial.user_attrs["result"]["seconds"], end))
+        total, until = 0.0, -math.inf
+        for start, end in sorted(spans):
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
         return total
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[number]
-
-    def _close(self, number: int, result: TrialResult) -> None:
+    def _close(self, result: TrialResult) -> None:
         match result.state:
             case "complete":
-                self.optuna.tell(number, result.mean)
+                self.optuna.tell(result.number, result.mean)
             case "pruned":
-                self.optuna.tell(number, state=TrialState.PRUNED)
+                self.optuna.tell(result.number, state=TrialState.PRUNED)
             case "failed":
-                self.optuna.tell(number, state=TrialState.FAIL)
+                self.optuna.tell(result.number, state=TrialState.FAIL)
 
-    def _requeue_lost(self) -> None:
-        """Put trials back that were running when the study died. The run folder's lock says that nobody runs them."""
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "result" in trial.user_attrs:  # the study died between the two writes
-                self._close(trial.number, TrialResult(**trial.user_attrs["result"]))
+    def _take_up(self) -> None:
+        """Take up the trials that ran when the study ended. The run folder's lock says that nobody runs them now."""
+        for frozen in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "result" in frozen.user_attrs:  # the study died between the two writes
+                self._close(TrialResult(**frozen.user_attrs["result"]))
                 continue
-            seed = trial.user_attrs.get("seed", seeds.derive(self.bench.study.seed, "trial", trial.number))
-            self._again(trial, seed, counts=True)
-            self.optuna.tell(trial.number, state=TrialState.FAIL)
-
-    def _again(self, trial: FrozenTrial, seed: int, *, counts: bool) -> bool:
-        """Queue a lost trial again with its seed, unless it was lost too often."""
-        attempt = trial.user_attrs.get("attempt", 1)
-        if counts and attempt >= ATTEMPTS:
-            return False
-        known = {key: trial.user_attrs[key] for key in ("origin",) if key in trial.user_attrs}
-        attrs = known | {"seed": seed, "again": trial.number, "attempt": attempt + counts}
-        self.optuna.enqueue_trial(trial.params, user_attrs=attrs)
-        return True
+            trial = optuna.Trial(self.optuna, frozen._trial_id)
+            if frozen.user_attrs.get("attempts", 0) < ATTEMPTS:
+                self.again.append(trial)
+            else:
+                self.running[trial.number] = trial
+                params = self.bench.study.space.suggest(trial)
+                reason = f"{LOST}the study died in it {ATTEMPTS} times"
+                seed = seeds.derive(self.bench.study.seed, "trial", trial.number)
+                self.tell(Done(TrialResult(trial.number, "failed", params["learner"], params, seed, reason)))
 
 
 class SeededTPE(BaseSampler):
-    """Optuna's TPE, its random numbers made from the study's seed and the trial's number alone.
+    """Optuna's TPE, its random numbers made from the study's seed, the trial's number and the parameter's name alone.
 
-    So a study that was interrupted goes on as if it had not been, and worker numbers do not matter.
+    So a study that was interrupted, even while it chose, goes on as if it had not been.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.sampler = TPESampler(seed=0)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.sampler = TPESampler(seed=seeds.derive(self.seed, "sampler", trial.number) % 2**32, n_startup_trials=10)
-        self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.sampler.infer_relative_search_space(study, trial)
+        return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.sampler.sample_relative(study, trial, search_space)
+        return self._of(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+        return self._of(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self.sampler.after_trial(study, trial, state, values)
+    def _of(self, trial: FrozenTrial, *names: str) -> TPESampler:
+        return TPESampler(seed=seeds.derive(self.seed, "sampler", trial.number, *names) % 2**32, n_startup_trials=10)
 
 
 def results(study: optuna.Study) -> list[TrialResult]:
-    """Return every finished trial of a study made by metaopt, in order, lost ones left out."""
+    """Return what the finished trials of a study made by metaopt came to, in order."""
     trials = study.get_trials(deepcopy=False)
     return [TrialResult(**trial.user_attrs["result"]) for trial in trials if "result" in trial.user_attrs]
 
@@ -198,8 +198,10 @@ def versions(bench: Bench) -> dict[str, str]:
 
 def _refuse_changes(stored: Mapping[str, Any], described: Params) -> None:
     before, now = _flat(stored), _flat(described)
+    for key in ("encoder", "learners"):  # their order too: Optuna takes another order for another choice
+        before[key], now[key] = list(stored[key]), list(described[key])
     for key in sorted(before.keys() | now.keys()):
-        if key.split(".")[0] not in MAY_CHANGE and before.get(key) != now.get(key):
+        if not key.startswith(MAY_CHANGE) and before.get(key) != now.get(key):
             raise UserError(
                 f"this study was begun with {key} = {before.get(key)}, not {now.get(key)}, and its trials would not "
                 f"compare; set it back, or begin another study with --output or another name"

@@ -49,16 +49,17 @@ def load(folder: Path, registry: Registry, device: torch.device) -> tuple[Learne
     """Return a saved learner, the bench to score it on, and its config. Raises UserError where it cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not (isinstance(config, dict) and {"study", "params", "seed", "transductive"} <= config.keys()):
+            raise ValueError(f"{CONFIG} lacks what a model needs")
         tensors = load_file(folder / WEIGHTS, device=str(device))
-        study, params, seed = config["study"], config["params"], config["seed"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{folder}: not a saved model ({reason}); give the folder `best` of a finished run") from None
-    bench = Bench(resolve(study, str(folder / CONFIG), registry), registry, device)
+    bench = Bench(resolve(config["study"], str(folder / CONFIG), registry), registry, device)
     try:
-        learner = bench.build(params, seed)
+        learner = bench.build(config["params"], config["seed"])
         learner.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"{folder}: its weights do not fit its config ({reason}); was a plugin changed since?"

@@ -3,21 +3,21 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from safetensors.torch import load_file
 
 from metaopt import seeds
+from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
-from metaopt.study import leaderboard, model
+from metaopt.study import file, leaderboard, model
 from metaopt.study.crew import Alone, Crew, Workers
 from metaopt.study.folder import owned
 from metaopt.study.ledger import Ledger
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import Bench, Job, Stop, TrialResult, until
+from metaopt.study.trial import INTERRUPTED, Bench, Job, Stop, TrialResult, until
 from metaopt.train import Budget, Scores
 
 
@@ -55,12 +55,13 @@ def run(
     """
     started = time.monotonic()
     with owned(folder):
+        _refuse_another(bench.study.name, folder / "study.yaml")
         ledger = Ledger(bench, open_storage(folder, storage), folder)
         earlier = leaderboard.read(folder)
         if earlier and _is_over(bench, ledger, earlier):
             return earlier
-        write_text(folder / "study.yaml", yaml.safe_dump(bench.study.to_dict(), sort_keys=False, allow_unicode=True))
-        spent = earlier["seconds"] if earlier else ledger.seconds()
+        write_text(folder / "study.yaml", bench.study.to_yaml())
+        spent = max(earlier["seconds"] if earlier else 0.0, ledger.seconds())
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
         crew: Crew = (
@@ -68,7 +69,7 @@ def run(
         )
         try:
             _search(bench, ledger, crew, watcher, stopped, end)
-            finalists = _finalists(bench, ledger, crew, watcher, folder) if not stopped() else []
+            finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, folder)
         finally:
             crew.close()
         report = None
@@ -76,16 +77,28 @@ def run(
             watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
             report = _report(bench, finalists[0], stopped)
         seconds = spent + time.monotonic() - started
-        board = leaderboard.build(bench, ledger.results, finalists if report else [], report, seconds)
+        status = "finished" if report else "interrupted" if stopped() else "failed"
+        finalists = finalists if report else []
+        board = leaderboard.build(bench, ledger.results, finalists, fallen, report, seconds, status)
         if report:
             model.save(folder / "best", bench, finalists[0].fresh, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
         return board
 
 
+def _refuse_another(name: str, path: Path) -> None:
+    if path.exists() and (other := file.read(path).get("name")) != name:
+        raise UserError(
+            f"{path.parent} is the run folder of the study {other!r}, and this one is named {name!r}; "
+            "give another folder with --output"
+        )
+
+
 def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
-    """Tell whether an earlier run came to its end and this one asks for no more trials and no more time."""
-    if earlier["status"] != "finished":
+    """Tell whether an earlier run came to its end and this one asks for no more of anything."""
+    if earlier["status"] != "finished" or any(
+        earlier["limits"].get(key) != getattr(bench.study.evaluation, key) for key in ("finalists", "report_tasks")
+    ):
         return False
     timeout, before = bench.study.timeout, earlier["limits"]["timeout"]
     out_of_time = len(ledger.results) < earlier["limits"]["trials"]
@@ -126,11 +139,16 @@ def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
     return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring))
 
 
-def _finalists(bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, folder: Path) -> list[Finalist]:
-    """Meta-train the best few pipelines anew, with fresh seeds, score them on fresh tasks, and rank them by that."""
+def _finalists(
+    bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], folder: Path
+) -> tuple[list[Finalist], list[TrialResult]]:
+    """Meta-train the best few pipelines anew, with fresh seeds, score them on fresh tasks, and rank them by that.
+
+    Returns beside them what failed on that way.
+    """
     chosen = leaderboard.ranked(bench, ledger.results)[: bench.study.evaluation.finalists]
-    if not chosen:
-        return []
+    if not chosen or stopped():
+        return [], []
     watcher.phase(f"meta-training {len(chosen)} finalists anew, for {bench.study.evaluation.report_tasks} fresh tasks")
     (folder / "finalists").mkdir(exist_ok=True)
     waiting = [
@@ -147,18 +165,19 @@ def _finalists(bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, folde
         for result in chosen
     ]
     search, files = {result.number: result for result in chosen}, {job.number: job.save_to for job in waiting}
-    finalists = []
-    while waiting or crew.busy:
-        while waiting and crew.idle:
+    finalists, fallen = [], []
+    while (waiting and not stopped()) or crew.busy:
+        while waiting and crew.idle and not stopped():
             crew.start(waiting.pop(0))
         for fresh in (done.result for done in crew.wait()):
             weights = files[fresh.number]
             if fresh.state == "complete" and weights:
                 finalists.append(Finalist(search[fresh.number], fresh, weights))
-            else:
+            elif fresh.reason != INTERRUPTED:
+                fallen.append(replace(fresh, reason=f"as a finalist: {fresh.reason}"))
                 watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
     order = [result.number for result in leaderboard.ranked(bench, [finalist.fresh for finalist in finalists])]
-    return sorted(finalists, key=lambda finalist: order.index(finalist.search.number))
+    return sorted(finalists, key=lambda finalist: order.index(finalist.search.number)), fallen
 
 
 def _report(bench: Bench, winner: Finalist, stopped: Callable[[], bool]) -> Scores | None:

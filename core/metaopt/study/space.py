@@ -32,9 +32,16 @@ class Space:
         """Return the pipeline that an Optuna trial chooses; only what may vary is asked of it."""
         return self._walk(lambda name, parameter, default: parameter.suggest(trial, name))
 
-    def default(self, learner: str) -> Params:
-        """Return the learner's default pipeline, moved into the ranges where the study file narrowed them."""
-        return self._walk(lambda name, parameter, default: parameter.nearest(default), learner)
+    def default(self, learner: str, encoder: str | None = None) -> Params:
+        """Return the learner's default pipeline, moved into the ranges where the study file narrowed them.
+
+        With `encoder`, the one on that encoder.
+        """
+
+        def decide(name: str, parameter: tune.Parameter, default: Any) -> Any:
+            return encoder if name == "encoder" and encoder else parameter.nearest(default)
+
+        return self._walk(decide, learner)
 
     def searched(self, params: Params) -> Params:
         """Return the part of a pipeline that the study searches."""

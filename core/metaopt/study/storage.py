@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -28,28 +28,26 @@ class MendingLock:
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self.descriptor = -1
 
     def acquire(self) -> bool:
         """Wait for the lock, then mend the journal."""
-        descriptor = os.open(f"{self.journal}.lock", os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        self.descriptor = descriptor
-        self._cut_torn_line()
+        file = self.journal.open("rb+")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _cut_torn_line(file)
+        self.file = file
         return True
 
     def release(self) -> None:
         """Give the lock back."""
-        os.close(self.descriptor)
+        self.file.close()
 
-    def _cut_torn_line(self) -> None:
-        with self.journal.open("rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            whole = end
-            while whole and (file.seek(whole - 1), file.read(1))[1] != b"\n":
-                whole -= 1
-            if whole < end:
-                file.truncate(whole)
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    whole = end = file.seek(0, os.SEEK_END)
+    while whole and (file.seek(whole - 1), file.read(1))[1] != b"\n":
+        whole -= 1
+    if whole < end:
+        file.truncate(whole)
 
 
 def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
@@ -67,7 +65,7 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
     try:
         backend = JournalFileBackend(str(journal), cast(Any, MendingLock(journal)) if fcntl else None)
         return JournalStorage(backend)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Optuna's reader raises what a damaged journal makes it
         raise UserError(
             f"{journal}: cannot be read as a journal ({error}); restore it, or give another --output"
         ) from None

@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 
 from metaopt import seeds
 from metaopt.errors import TrialError, UserError
-from metaopt.executor import Executor, choose
+from metaopt.executor import Executor, Loop, choose
 from metaopt.files import whole
 from metaopt.learner import Learner
 from metaopt.objective import MetaObjective
@@ -27,6 +26,8 @@ from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
 RUNGS = (0.25, 0.5)
 """Shares of a trial's budget at which it is scored on a few tasks and stopped where it is hopeless."""
 RUNG_TASKS = 50
+INTERRUPTED = "interrupted"
+"""The reason of a trial that the user interrupted: it will be run again."""
 
 
 @dataclass(frozen=True)
@@ -100,27 +101,29 @@ class Bench:
         tasks = study.tasks
         self.spec: TaskSpec = self.sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
         self.train_spec: TaskSpec = self.sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
-        self.executor: Executor = choose(study.executor, self.spec)
 
     def __reduce__(self) -> tuple[Callable[..., "Bench"], tuple[dict[str, Any], str]]:
         return _reopen, (self.study.to_dict(), str(self.device))
 
-    @cached_property
-    def better(self) -> Callable[[float, float], bool]:
-        """Tell whether the first score is better than the second."""
-        return (lambda a, b: a > b) if self.objective.direction == "maximize" else (lambda a, b: a < b)
+    def executor(self, learner: Learner) -> Executor:
+        """Return the executor that runs this learner's tasks."""
+        return choose(self.study.executor, self.spec) if learner.batchable else Loop()
 
     def check(self) -> None:
         """Raise UserError where the pools cannot give the study's tasks, or an encoder does not suit the examples."""
-        try:
-            self.sampler.check("train", self.train_spec)
-            pools: tuple[Pool, ...] = ("validation", "test")
-            for pool in pools:
-                self.sampler.check(pool, self.spec)
-        except UserError as error:
-            raise UserError(f"study {self.study.name}: tasks: {error}") from None
-        for learner in self.study.space.learners:
-            self.build(self.study.space.default(learner), seed=0)
+        self.sampler.check("train", self.train_spec)
+        pools: tuple[Pool, ...] = ("validation", "test")
+        for pool in pools:
+            self.sampler.check(pool, self.spec)
+        space = self.study.space
+        for learner in space.learners:
+            for encoder in space.encoders:
+                try:
+                    self.build(space.default(learner, encoder), seed=0)
+                except UserError:
+                    raise
+                except Exception:  # its trials will fail and say why
+                    continue
 
     def build(self, params: Params, seed: int) -> Learner:
         """Return a fresh learner of that pipeline, sized for the train tasks. The global generator is left alone."""
@@ -146,7 +149,7 @@ class Bench:
             pool,
             self.objective,
             n_tasks,
-            self.executor,
+            self.executor(learner),
             draw=seeds.generator(self.study.seed, "evaluate", pool, purpose),
             device=self.device,
             at=at,
@@ -181,14 +184,17 @@ class Bench:
                 scores = self.score(learner, job.pool, job.purpose, job.n_tasks, until(job.deadline, stopped))
                 result = replace(result, evaluation_seconds=time.monotonic() - trained)
             if job.save_to:
-                tensors = {name: tensor.contiguous().cpu() for name, tensor in learner.state_dict().items()}
+                tensors = {  # copies, as one tensor under two names cannot be saved
+                    name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+                    for name, tensor in learner.state_dict().items()
+                }
                 with whole(job.save_to) as temporary:
                     save_file(tensors, temporary)
         except Stop as stop:
             result = replace(result, state="pruned", reason=str(stop))
         except TrialError as error:
             result = replace(result, reason=str(error))
-        except Exception as error:  # a learner may raise anything; it costs its trial only
+        except (Exception, SystemExit) as error:  # a learner may raise anything; it costs its trial only
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
             result = replace(result, reason=f"{type(error).__name__} at {where}: {_first_line(error)}")
@@ -236,7 +242,14 @@ class Bench:
 
         outer = Outer(**section(job.params, "outer"))
         return meta_train(
-            learner, self.sampler, outer, job.budget, self.executor, seed=job.seed, device=self.device, at=at
+            learner,
+            self.sampler,
+            outer,
+            job.budget,
+            self.executor(learner),
+            seed=job.seed,
+            device=self.device,
+            at=at,
         )
 
 
@@ -245,7 +258,7 @@ def until(deadline: float, stopped: Callable[[], bool]) -> Callable[[], None]:
 
     def check() -> None:
         if stopped():
-            raise Stop("interrupted")
+            raise Stop(INTERRUPTED)
         if time.monotonic() > deadline:
             raise Stop("timeout")
 
@@ -259,8 +272,11 @@ def _reopen(study: dict[str, Any], device: str) -> Bench:
     return Bench(resolve(study, "the study", registry), registry, torch.device(device))
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
+def _first_line(error: BaseException) -> str:
+    try:
+        return next(iter(str(error).splitlines()), "")
+    except Exception:
+        return "(an error that cannot say why)"
 
 
 def _default(cls: type[MetaObjective]) -> MetaObjective:

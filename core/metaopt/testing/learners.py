@@ -1,25 +1,47 @@
 """The checks of a learner. Each takes the class, and where it fails says the law and the remedy."""
 
+import copy
 import pickle
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from metaopt.executor import Executor, Loop, Vmap, trainable
+from metaopt.errors import unknown
+from metaopt.executor import RECORD_AFTER, Executor, Loop, Traced, Vmap, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.plugins import violations
-from metaopt.task import TaskBatch
-from metaopt.testing.setting import Setting, Skipped, corners, settings
+from metaopt.task import Examples, TaskBatch, TaskSpec
+from metaopt.testing.setting import Setting, Skipped, corners, options, random_states, settings
 from metaopt.train import Outer
+from metaopt.tune import declared
+
+LEARNING = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
+"""Stages of meta-training, from one outer step to another, after each of which a learner may show what it has learned.
+
+Most need the first only, which keeps the check fast."""
 
 
 def obeys_the_contract(cls: type[Learner]) -> None:
     """Name, kinds, Config and the rest are what the plugin loader asks for."""
     problems = list(violations(cls, Learner))
     assert not problems, "; ".join(problems)
+
+
+def its_defaults_exist(cls: type[Learner]) -> None:
+    """Its defaults for the outer loop are parameters that the outer loop has, inside their ranges."""
+    parameters = declared(Outer)
+    for name, value in cls.defaults.items():
+        owner, _, field = name.partition(".")
+        if owner == "outer":
+            assert field in parameters, f"defaults: {unknown('parameter of the outer loop', field, parameters)}"
+            try:
+                parameters[field].check(value)  # type: ignore[union-attr]  # none of them is Fixed
+            except ValueError as error:
+                raise AssertionError(f"defaults: {name}: {error}") from None
 
 
 def predictions_have_their_shape(cls: type[Learner]) -> None:
@@ -36,31 +58,36 @@ def predictions_have_their_shape(cls: type[Learner]) -> None:
 
 
 def is_finite_at_both_ends_of_every_range(cls: type[Learner]) -> None:
-    """Predictions are finite at the defaults, at both ends of every range and at every option."""
+    """Predictions and gradients are finite at the defaults, at both ends of every range and at every option."""
     for setting in settings(cls):
-        for config in ({}, *corners(cls.Config)):
-            for training in (True, False):
-                predictions = _predict(setting.build(**config).train(training), setting.tasks(1))
-                assert predictions.isfinite().all(), (
-                    f"predictions for {_name(setting)} are not finite with {config}; narrow that range or guard the "
-                    "computation"
+        for config in corners(cls.Config):
+            learner = setting.build(**config)
+            numbers = {"predictions": [_predict(learner.eval(), setting.tasks(1))]}
+            if cls.trains_on != "nothing":
+                numbers["gradients"] = [g for step in _gradients(learner, setting.batch(1)) for g in step.values()]
+            for what, tensors in numbers.items():
+                assert all(tensor.isfinite().all() for tensor in tensors), (
+                    f"{what} for {_name(setting)} are not finite with {config or 'the defaults'}; narrow that range "
+                    "or guard the computation"
                 )
 
 
 def gradients_reach_every_parameter(cls: type[Learner]) -> None:
-    """Some outer step moves each parameter; one that nothing moves should not be a parameter."""
+    """Some outer step moves each parameter, with some option; one that nothing moves should not be a parameter."""
     _needs_training(cls)
     for setting in settings(cls):
+        seen: set[str] = set()
         moved: set[str] = set()
-        for config in ({}, *corners(cls.Config)):
-            learner = setting.build(**config).train()
+        for config in corners(cls.Config):
+            learner = setting.build(**config)
+            seen |= trainable(learner).keys()
             for seed in range(3):
-                for gradients in _outer_step(learner, setting, seed):
-                    moved.update(_nonzero(gradients))
-        still = trainable(setting.build()).keys() - moved
-        assert not still, (
-            f"no gradient reaches {', '.join(sorted(still))} on {_name(setting)}; use it, or make it no parameter"
-        )
+                if not seen <= moved:
+                    learner.progress = seed / 3
+                    for step in _gradients(learner, setting.batch(seed=seed)):
+                        moved |= {name for name, gradient in step.items() if gradient.ne(0).any()}
+        still = ", ".join(sorted(seen - moved))
+        assert not still, f"no gradient reaches {still} on {_name(setting)}; use it, or make it no parameter"
 
 
 def keeps_no_memory_between_tasks(cls: type[Learner]) -> None:
@@ -81,37 +108,46 @@ def leaves_its_inputs_untouched(cls: type[Learner]) -> None:
     """`forward` does not write to the tensors it is given."""
     for setting in settings(cls):
         tasks = setting.tasks()
-        copy = [tensor.clone() for tensor in tasks.tensors()]
+        before = [tensor.clone() for tensor in tasks.tensors()]
         for training in (True, False):
             _predict(setting.build().train(training), tasks)
-        for tensor, before in zip(tasks.tensors(), copy, strict=True):
-            _same(tensor, before, "forward wrote to its inputs; work on copies", exactly=True)
+        for tensor, was in zip(tasks.tensors(), before, strict=True):
+            _same(tensor, was, "forward wrote to its inputs; work on copies", exactly=True)
 
 
 def ignores_the_order_of_the_support_set(cls: type[Learner]) -> None:
-    """Predictions do not depend on the order of the support set, unless `order_matters` says so."""
+    """With no option do predictions depend on the order of the support set, unless `order_matters` says so."""
     if cls.order_matters:
         raise Skipped("it declares order_matters")
     for setting in settings(cls):
-        learner, (support_x, support_y, query_x, _) = setting.build().eval(), _task(setting.tasks())
+        support_x, support_y, query_x, _ = _task(setting.tasks())
         order = torch.randperm(len(support_x), generator=Generator().manual_seed(0))
-        _same(
-            learner(support_x[order], support_y[order], query_x),
-            learner(support_x, support_y, query_x),
-            "predictions change with the order of the support set; sum or average over it, or set order_matters = True",
-        )
+        for config in options(cls.Config):
+            learner = setting.build(**config).eval()
+            _same(
+                learner(support_x[order], support_y[order], query_x),
+                learner(support_x, support_y, query_x),
+                f"predictions change with the order of the support set, with {config or 'the defaults'}; sum or "
+                "average over it, or set order_matters = True",
+            )
 
 
 def predicts_each_query_by_itself(cls: type[Learner]) -> None:
-    """The prediction for a query does not depend on the other queries, unless `transductive` says so."""
+    """The prediction for a query does not depend on the other queries, unless it or an option is transductive."""
     if cls.transductive:
         raise Skipped("it declares itself transductive")
+    banned = {name: getattr(parameter, "transductive", ()) for name, parameter in declared(cls.Config).items()}
     for setting in settings(cls):
-        learner, (support_x, support_y, query_x, _) = setting.build().eval(), _task(setting.tasks())
-        together = learner(support_x, support_y, query_x)
-        alone = torch.cat([learner(support_x, support_y, query[None]) for query in query_x])
-        _same(alone, together, "the prediction for a query depends on the other queries (batch statistics, or "
-              "attention over them?); mend that, or set transductive = True")  # fmt: skip
+        support_x, support_y, query_x, _ = _task(setting.tasks())
+        for config in options(cls.Config):
+            if any(value in banned[name] for name, value in config.items()):
+                continue
+            learner = setting.build(**config).eval()
+            together = learner(support_x, support_y, query_x)
+            for row in (0, -1):
+                _same(learner(support_x, support_y, query_x[row][None]), together[row][None],
+                      f"the prediction for a query depends on the other queries with {config or 'the defaults'} (batch "
+                      "statistics, or attention over them?); mend that, or set transductive = True")  # fmt: skip
 
 
 def does_not_care_for_query_order(cls: type[Learner]) -> None:
@@ -140,10 +176,8 @@ def is_reproducible_from_a_seed(cls: type[Learner]) -> None:
     for setting in settings(cls):
         runs = []
         for _ in range(2):
-            learner = setting.build(seed=3).train()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(4)
-                _train(learner, setting, 3)
+            learner = setting.build(seed=3)
+            _train(learner, setting, range(3))
             runs.append(learner.state_dict())
         for name, tensor in runs[0].items():
             _same(runs[1][name], tensor, f"two runs from one seed differ in {name}; draw from torch's own generator, "
@@ -151,15 +185,17 @@ def is_reproducible_from_a_seed(cls: type[Learner]) -> None:
 
 
 def draws_no_random_numbers_at_meta_test(cls: type[Learner]) -> None:
-    """Predictions at meta-test are the same twice, and the global generator is left alone."""
+    """Predictions at meta-test are the same twice, and leave the global generators alone."""
     for setting in settings(cls):
-        learner, tasks = setting.build().eval(), setting.tasks()
-        state = torch.random.get_rng_state()
-        first = _predict(learner, tasks)
-        assert torch.equal(torch.random.get_rng_state(), state), (
-            "forward drew from the global generator at meta-test; be deterministic where self.training is False"
-        )
-        _same(_predict(learner, tasks), first, "two predictions of one task differ at meta-test", exactly=True)
+        learner, task = setting.build().eval(), _task(setting.tasks())[:3]
+        before = random_states()
+        first = learner(*task)
+        for name, state in random_states().items():
+            assert state == before[name], (
+                f"forward drew from {name}'s global generator at meta-test; be deterministic where self.training is "
+                "False"
+            )
+        _same(learner(*task), first, "two predictions of one task differ at meta-test", exactly=True)
 
 
 def runs_in_float32_and_float64(cls: type[Learner]) -> None:
@@ -177,8 +213,8 @@ def runs_in_float32_and_float64(cls: type[Learner]) -> None:
 def survives_a_state_dict_round_trip(cls: type[Learner]) -> None:
     """A fresh learner with the trained one's state_dict predicts the same."""
     for setting in settings(cls):
-        learner = setting.build().train()
-        _train(learner, setting, 2)
+        learner = setting.build()
+        _train(learner, setting, range(2))
         other = setting.build(seed=9)
         other.load_state_dict(learner.state_dict())
         tasks = setting.tasks(seed=5)
@@ -190,71 +226,110 @@ def survives_a_state_dict_round_trip(cls: type[Learner]) -> None:
 def pickles_to_a_worker_process(cls: type[Learner]) -> None:
     """A learner and its Config can be pickled: both are importable, and hold no closures or open files."""
     for setting in settings(cls):
+        learner = setting.build().eval()
         try:
-            learner = pickle.loads(pickle.dumps(setting.build().eval()))
+            pickled = pickle.loads(pickle.dumps(learner))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(
                 f"it does not pickle ({error}); define classes at module level, keep no lambdas"
             ) from None
-        _same(_predict(learner, setting.tasks()), _predict(setting.build().eval(), setting.tasks()),
+        _same(_predict(pickled, setting.tasks()), _predict(learner, setting.tasks()),
               "a pickled learner predicts otherwise", exactly=True)  # fmt: skip
 
 
 def batched_equals_the_loop(cls: type[Learner]) -> None:
-    """Run over many tasks at once, predictions and gradients are those of one task after another."""
+    """Run over many tasks at once, predictions and gradients are those of one task after another, with each option."""
     if not cls.batchable:
         raise Skipped("it declares that it is not batchable")
     for setting in settings(cls):
-        tasks = setting.tasks()
-        for training in (True, False):
-            learner = setting.build().train(training)
-            loop, batched = (run.map(learner, "forward", *tasks.tensors()[:3]) for run in (Loop(), Vmap()))
-            _same(batched, loop, "predictions under vmap differ from the loop's; write nothing in place")
-        if cls.trains_on == "tasks":
-            loop_steps, batched_steps = (
-                _outer_step(setting.build().train(), setting, 0, run()) for run in (Loop, Vmap)
-            )
-            for loop_step, batched_step in zip(loop_steps, batched_steps, strict=True):
-                for name, gradient in loop_step.items():
-                    _same(batched_step[name], gradient, f"the gradient of {name} under vmap differs from the loop's")
+        tasks = setting.tasks(2)
+        for config in options(cls.Config):
+            learner = setting.build(**config)
+            copied = copy.deepcopy(learner)  # an outer step may change more than what it hands to the optimiser
+            want = _carried_out(Loop(), copied, tasks)
+            try:
+                got = _carried_out(Vmap(), learner, tasks)
+            except Exception as error:
+                raise AssertionError(
+                    f"run by vmap, {_said(error)}; branch on no tensor's value, or set batchable = False"
+                ) from error
+            for what, tensor in want.items():
+                _same(got[what], tensor, f"{what} by vmap differ from the loop's with {config or 'defaults'}; write "
+                      "nothing in place")  # fmt: skip
 
 
-def trains_more_ways_than_it_is_used_with(cls: type[Learner]) -> None:
+def replayed_equals_the_loop(cls: type[Learner]) -> None:
+    """Recorded on some tasks and replayed on others, later in meta-training, it gives what the loop gives."""
+    if not (cls.batchable and cls.traceable):
+        raise Skipped("it declares that it is not batchable, or not traceable")
+    setting, *_ = settings(cls)  # vectors where it takes them: by default only those are replayed
+    learner, traced = setting.build(), Traced()
+    traced.seen = _SeenOften()
+    _carried_out(traced, learner, setting.tasks(2))
+    if not traced.replays:
+        raise Skipped("it cannot be recorded, and goes on under vmap")
+    learner.progress, tasks = 0.9, setting.tasks(2, seed=1)
+    got = _carried_out(traced, learner, tasks)
+    for what, tensor in _carried_out(Loop(), learner, tasks).items():
+        _same(got[what], tensor, f"{what} by replay differ from the loop's; compute the same for tasks of one size, "
+              "whatever self.progress is, or set traceable = False")  # fmt: skip
+
+
+def serves_other_shots_and_queries(cls: type[Learner]) -> None:
+    """Built for one number of support examples and queries, it predicts tasks with others."""
+    for setting in settings(cls):
+        other = replace(setting.spec, n_shot=setting.spec.n_shot + 1, n_query=1)
+        built = f"built for {setting.spec.n_shot} shots and used with {other.n_shot}"
+        remedy = "take sizes from the tensors in forward, not from the spec"
+        predictions = _served(setting, other, built, remedy)
+        assert len(predictions) == other.n_way, (
+            f"{built}, it gave predictions for {len(predictions)} of {other.n_way} queries; {remedy}"
+        )
+
+
+def serves_other_ways(cls: type[Learner]) -> None:
     """A learner that says `any_way` predicts tasks of another number of ways than it was built for."""
     if not cls.any_way:
         raise Skipped("it does not declare any_way")
     for setting in settings(cls):
         fewer = replace(setting.spec, n_way=2)
-        tasks = Setting(cls, fewer).tasks()
-        predictions = _predict(setting.build().eval().with_spec(fewer), tasks)
-        assert predictions.shape[1] == 2, (
-            f"built for {setting.spec.n_way} ways and used with 2 it gave {predictions.shape[1]} scores a query; read "
-            "self.spec.n_way in forward, or set any_way = False"
+        built = f"built for {setting.spec.n_way} ways and used with 2"
+        remedy = "read self.spec.n_way in forward, or set any_way = False"
+        if fewer.kind == "classification":
+            scores = _served(setting, fewer, built, remedy).shape[1]
+            assert scores == 2, f"{built}, it gave {scores} scores a query; {remedy}"
+
+
+def meta_training_lowers_its_loss(cls: type[Learner]) -> None:
+    """The loss falls when outer steps repeat one batch."""
+    _needs_training(cls)
+    for setting in settings(cls):
+        first, *_, last = _train(setting.build(), setting, range(10), on=setting.batch(1, noise=2.0))
+        assert last < first, (
+            f"ten outer steps on one batch took its loss on {_name(setting)} from {first:.3g} to {last:.3g}; is the "
+            "sign of the gradients right?"
         )
 
 
 def learns_a_separable_task(cls: type[Learner]) -> None:
-    """After a few hundred easy tasks it does clearly better than guessing."""
+    """After a few hundred easy tasks at most it does clearly better than guessing."""
     for setting in settings(cls):
-        learner = setting.build().train()
-        _train(learner, setting, 60)
-        learner.eval()
-        tasks = setting.tasks(20, seed=1000)
-        with torch.no_grad():
-            predictions = Loop().map(learner, "forward", *tasks.tensors()[:3])
-        assert isinstance(predictions, Tensor)
-        if setting.spec.kind == "regression":
-            error = float((predictions - tasks.query_y).square().mean() / tasks.query_y.square().mean())
-            assert error < 0.95, (
-                f"its squared error on linear tasks is {error:.2f} of that of predicting 0; does it adapt?"
-            )
-        else:
-            accuracy = float((predictions.argmax(-1) == tasks.query_y).double().mean())
-            assert accuracy > 0.6, f"its accuracy on 3 well-separated classes is {accuracy:.2f}; does it learn?"
+        learner = setting.build()
+        tasks = setting.tasks(6, seed=1000)
+        for start, stop in LEARNING:
+            _train(learner, setting, range(start, stop))
+            with torch.no_grad():
+                predictions = Loop().map(learner.eval(), "forward", *tasks.tensors()[:3])
+            assert isinstance(predictions, Tensor)
+            good, found = _judged(setting, predictions, tasks.query_y)
+            if good:
+                break
+        assert good, f"{found}; does it learn from the support set?"
 
 
 CHECKS: list[Callable[[Any], None]] = [
     obeys_the_contract,
+    its_defaults_exist,
     predictions_have_their_shape,
     is_finite_at_both_ends_of_every_range,
     gradients_reach_every_parameter,
@@ -270,7 +345,10 @@ CHECKS: list[Callable[[Any], None]] = [
     survives_a_state_dict_round_trip,
     pickles_to_a_worker_process,
     batched_equals_the_loop,
-    trains_more_ways_than_it_is_used_with,
+    replayed_equals_the_loop,
+    serves_other_shots_and_queries,
+    serves_other_ways,
+    meta_training_lowers_its_loss,
     learns_a_separable_task,
 ]
 
@@ -281,26 +359,70 @@ def _task(tasks: TaskBatch, index: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _predict(learner: Learner, tasks: TaskBatch, index: int = 0) -> Tensor:
+    """Return the predictions of one task. Whatever is random is the same each time."""
     support_x, support_y, query_x, _ = _task(tasks, index)
-    predictions: Tensor = learner(support_x, support_y, query_x)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        predictions: Tensor = learner(support_x, support_y, query_x)
     return predictions.detach()
 
 
-def _outer_step(learner: Learner, setting: Setting, seed: int, executor: Executor | None = None) -> list[Gradients]:
-    """Return what an outer step hands to the optimiser."""
+class _SeenOften(Counter[Hashable]):
+    """Makes `Traced` record a call when it first comes."""
+
+    def __missing__(self, key: Hashable) -> int:
+        return RECORD_AFTER - 1
+
+
+def _served(setting: Setting, other: TaskSpec, built: str, remedy: str) -> Tensor:
+    """Return the predictions for a task of another size than the learner was built for."""
+    learner = setting.build().eval().with_spec(other)
+    try:
+        return _predict(learner, Setting(setting.cls, other).tasks())
+    except Exception as error:
+        raise AssertionError(f"{built}, {_said(error)}; {remedy}") from error
+
+
+def _said(error: Exception) -> str:
+    return f"it raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _draws(learner: Learner, tasks: TaskBatch) -> bool:
+    """Tell whether a prediction takes random numbers, as dropout does in training."""
+    with torch.random.fork_rng(devices=[]):
+        state = torch.random.get_rng_state()
+        learner(*_task(tasks)[:3])
+        return not torch.equal(torch.random.get_rng_state(), state)
+
+
+def _carried_out(executor: Executor, learner: Learner, tasks: TaskBatch) -> dict[str, Tensor]:
+    """Return what comes of an executor: predictions, and the gradients of an outer step on tasks."""
+    predictions = executor.map(learner.eval(), "forward", *tasks.tensors()[:3])
+    assert isinstance(predictions, Tensor)
+    if learner.trains_on != "tasks" or _draws(learner.train(), tasks):  # what is random is so for each task anew
+        return {"predictions": predictions}
+    return {"predictions": predictions} | {
+        f"gradients of {name} at step {number}": gradient
+        for number, step in enumerate(_gradients(learner, tasks, executor))
+        for name, gradient in step.items()
+    }
+
+
+def _gradients(learner: Learner, batch: TaskBatch | Examples, executor: Executor | None = None) -> list[Gradients]:
+    """Return what an outer step hands to the optimiser, step by step."""
     handed: list[Gradients] = []
-    learner.outer_step(setting.batch(seed), executor or Loop(), lambda gradients: handed.append(dict(gradients)))
+    learner.train().outer_step(batch, executor or Loop(), lambda gradients: handed.append(dict(gradients)))
     return handed
 
 
-def _train(learner: Learner, setting: Setting, steps: int) -> None:
-    """Take a few outer steps with the learner's own optimiser."""
+def _train(
+    learner: Learner, setting: Setting, steps: Iterable[int], on: TaskBatch | Examples | None = None
+) -> list[float]:
+    """Take outer steps with the learner's own optimiser, and return the loss before each."""
     if learner.trains_on == "nothing":
-        return
-    fields = {
-        name.removeprefix("outer."): value for name, value in learner.defaults.items() if name.startswith("outer.")
-    }
-    outer = Outer(**{"lr": 0.003, **fields})
+        return []
+    fields = {name.removeprefix("outer."): value for name, value in learner.defaults.items()}
+    outer = Outer(**{name: value for name, value in fields.items() if name in declared(Outer)})
     parameters = trainable(learner)
     optimizer = outer.build(list(parameters.values()))
 
@@ -310,18 +432,28 @@ def _train(learner: Learner, setting: Setting, steps: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    for step in range(steps):
-        learner.progress = step / steps
-        learner.outer_step(setting.batch(step), Loop(), update)
+    losses = []
+    with torch.random.fork_rng(devices=[]):
+        for step in steps:
+            torch.manual_seed(0 if on else step)  # on one batch, what is random is the same each time
+            learner.train()
+            learner.progress = step / LEARNING[-1][-1]
+            losses.append(float(learner.outer_step(on or setting.batch(seed=step), Loop(), update)))
+    return losses
+
+
+def _judged(setting: Setting, predictions: Tensor, query_y: Tensor) -> tuple[bool, str]:
+    """Tell whether predictions are clearly better than guessing, and how good they are."""
+    if setting.spec.kind == "regression":
+        error = float((predictions - query_y).square().mean() / query_y.square().mean())
+        return error < 0.95, f"its squared error on linear tasks is {error:.2f} of that of predicting 0"
+    accuracy = float((predictions.argmax(-1) == query_y).double().mean())
+    return accuracy > 0.6, f"its accuracy on 3 well-separated classes is {accuracy:.2f}"
 
 
 def _needs_training(cls: type[Learner]) -> None:
     if cls.trains_on == "nothing":
         raise Skipped("it has nothing to train")
-
-
-def _nonzero(gradients: Gradients) -> list[str]:
-    return [name for name, gradient in gradients.items() if bool(gradient.ne(0).any())]
 
 
 def _cast(tasks: TaskBatch, dtype: torch.dtype) -> TaskBatch:
@@ -337,5 +469,7 @@ def _same(
 ) -> None:
     assert isinstance(got, Tensor)
     assert isinstance(want, Tensor)
-    same = torch.equal(got, want) if exactly else got.shape == want.shape and torch.allclose(got, want, rtol, atol)
+    same = (
+        torch.equal(got, want) if exactly else got.shape == want.shape and torch.allclose(got, want, rtol, atol, True)
+    )
     assert same, otherwise

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 from metaopt.objective import MetaObjective, Outcome
 from metaopt.plugins import violations
 from metaopt.task import TaskSpec
+from metaopt.testing.setting import Skipped
 
 N_TASKS, N_QUERIES = 6, 12
 
@@ -22,35 +23,55 @@ def obeys_the_contract(cls: type[MetaObjective]) -> None:
 
 
 def scores_each_task(cls: type[MetaObjective]) -> None:
-    """`score` gives one finite number a task, (n_tasks,)."""
+    """`score` gives one number a task, (n_tasks,)."""
     for spec, guess, _, truth in _predictions(cls):
-        scores = _score(cls, spec, guess, truth)
-        assert scores.shape == (N_TASKS,), f"score gave shape {tuple(scores.shape)}; it must be one a task, (n_tasks,)"
-        assert scores.isfinite().all(), "finite predictions scored not finite; guard logarithms and divisions"
+        shape = tuple(_score(cls, spec, guess, truth).shape)
+        assert shape == (N_TASKS,), f"score gave shape {shape}; it must be one a task, (n_tasks,)"
+
+
+def scores_are_finite(cls: type[MetaObjective]) -> None:
+    """Finite predictions score finite, however sure of themselves, right or wrong."""
+    for spec, guess, perfect, truth in _predictions(cls):
+        for predictions in (guess, perfect, -perfect, 1e4 * perfect, -1e4 * perfect):
+            assert _score(cls, spec, predictions, truth).isfinite().all(), (
+                "finite predictions scored not finite; guard logarithms and divisions"
+            )
 
 
 def scores_a_task_by_itself(cls: type[MetaObjective]) -> None:
     """A task's score does not depend on the other tasks; the core aggregates."""
     for spec, guess, _, truth in _predictions(cls):
         together = _score(cls, spec, guess, truth)
-        alone = torch.cat([_score(cls, spec, guess[i : i + 1], truth[i : i + 1]) for i in range(N_TASKS)])
-        assert torch.allclose(alone, together), "a task's score depends on the other tasks; score each by itself"
+        for i in range(len(together)):
+            alone = _score(cls, spec, guess[i : i + 1], truth[i : i + 1])
+            assert torch.allclose(alone, together[i : i + 1]), (
+                "a task's score depends on the other tasks; score each by itself"
+            )
 
 
 def does_not_care_for_query_order(cls: type[MetaObjective]) -> None:
-    """Permuting queries, predictions and truth together, changes no score."""
-    order = torch.randperm(N_QUERIES, generator=Generator().manual_seed(2))
+    """The order of a task's queries changes nothing."""
+    order = torch.randperm(N_QUERIES, generator=Generator().manual_seed(0))
     for spec, guess, _, truth in _predictions(cls):
-        same = torch.allclose(_score(cls, spec, guess[:, order], truth[:, order]), _score(cls, spec, guess, truth))
-        assert same, "the order of queries changes a score; sum or average over them"
+        same = torch.allclose(_score(cls, spec, guess, truth), _score(cls, spec, guess[:, order], truth[:, order]))
+        assert same, "a score depends on the order of the queries; sum or average over them"
+
+
+def leaves_its_inputs_untouched(cls: type[MetaObjective]) -> None:
+    """`score` does not write to the predictions or the truth; other objectives read them, too."""
+    for spec, guess, _, truth in _predictions(cls):
+        predictions, query_y = guess.clone(), truth.clone()
+        _score(cls, spec, predictions, query_y)
+        assert torch.equal(predictions, guess), "score wrote to the predictions; work on copies"
+        assert torch.equal(query_y, truth), "score wrote to query_y; work on copies"
 
 
 def better_predictions_never_score_worse(cls: type[MetaObjective]) -> None:
     """From a guess towards the truth, no step scores worse, and the truth scores better than the guess."""
-    sign = 1 if cls.direction == "maximize" else -1
     for spec, guess, perfect, truth in _predictions(cls):
         path = [
-            sign * _score(cls, spec, guess + share * (perfect - guess), truth) for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+            _sign(cls) * _score(cls, spec, guess + share * (perfect - guess), truth)
+            for share in (0.0, 0.25, 0.5, 0.75, 1.0)
         ]
         for worse, better in pairwise(path):
             assert (better >= worse - 1e-6).all(), (
@@ -59,12 +80,28 @@ def better_predictions_never_score_worse(cls: type[MetaObjective]) -> None:
         assert path[-1].mean() > path[0].mean(), f"the truth scored no better than a guess; is it to {cls.direction}?"
 
 
+def nothing_scores_worse_than_the_worst(cls: type[MetaObjective]) -> None:
+    """Finite predictions, however wrong, score no worse than `worst`, which those that are not finite count as."""
+    if cls.worst is None:
+        raise Skipped("it has no worst score")
+    for spec, guess, perfect, truth in _predictions(cls):
+        for predictions in (guess, perfect, -perfect, -1e4 * perfect):
+            scores = _score(cls, spec, predictions, truth)
+            assert (_sign(cls) * scores >= _sign(cls) * cls.worst).all(), (
+                f"a score of {float((_sign(cls) * scores).min()) * _sign(cls):g} is worse than worst = {cls.worst:g}; "
+                f"set worst to the {'lowest' if cls.direction == 'maximize' else 'highest'} score there is, or to None"
+            )
+
+
 CHECKS: list[Callable[[Any], None]] = [
     obeys_the_contract,
     scores_each_task,
+    scores_are_finite,
     scores_a_task_by_itself,
     does_not_care_for_query_order,
+    leaves_its_inputs_untouched,
     better_predictions_never_score_worse,
+    nothing_scores_worse_than_the_worst,
 ]
 
 
@@ -72,7 +109,7 @@ def _predictions(cls: type[MetaObjective]) -> Iterator[tuple[TaskSpec, Tensor, T
     """Yield, for each kind it scores, a spec, a guess, perfect predictions, and the truth."""
     draw = Generator().manual_seed(0)
     if "classification" in cls.kinds:
-        labels = torch.arange(3).repeat(N_QUERIES // 3).expand(N_TASKS, -1)
+        labels = torch.arange(3).repeat(N_QUERIES // 3).repeat(N_TASKS, 1)
         guess = torch.randn(N_TASKS, N_QUERIES, 3, generator=draw, dtype=torch.float64)
         spec = TaskSpec("classification", (4,), n_way=3, n_shot=1, n_query=N_QUERIES // 3)
         yield spec, guess, 8.0 * one_hot(labels, 3).double(), labels
@@ -85,3 +122,7 @@ def _predictions(cls: type[MetaObjective]) -> Iterator[tuple[TaskSpec, Tensor, T
 
 def _score(cls: type[MetaObjective], spec: TaskSpec, predictions: Tensor, truth: Tensor) -> Tensor:
     return cls(cls.Config()).score(Outcome(spec, predictions, truth)).double()
+
+
+def _sign(cls: type[MetaObjective]) -> int:
+    return 1 if cls.direction == "maximize" else -1

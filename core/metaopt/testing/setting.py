@@ -1,10 +1,12 @@
 """Small settings in which learners are checked: a few tasks of vectors and of pictures, and encoders for them."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -12,7 +14,7 @@ from metaopt.errors import UserError
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.task import Examples, TaskBatch, TaskSpec
-from metaopt.tune import Choice, Fixed, conditions, declared
+from metaopt.tune import Choice, Integer, Real, conditions, declared
 
 
 class Skipped(Exception):  # noqa: N818 - not an error
@@ -21,7 +23,7 @@ class Skipped(Exception):  # noqa: N818 - not an error
 
 SPECS = (
     TaskSpec("classification", (6,), n_way=3, n_shot=2, n_query=4, n_train_classes=5),
-    TaskSpec("classification", (1, 16, 16), n_way=3, n_shot=2, n_query=4, n_train_classes=5),
+    TaskSpec("classification", (1, 16, 16), n_way=3, n_shot=1, n_query=4, n_train_classes=5),
     TaskSpec("regression", (2,), n_way=1, n_shot=6, n_query=8, y_size=2),
 )
 
@@ -71,7 +73,7 @@ class Setting:
             encoder: nn.Module = SmallEncoder(self.spec.x_shape) if self.cls.uses_encoder else nn.Identity()
             return self.cls(self.spec, encoder, self.cls.Config(**config)).double()
 
-    def tasks(self, n: int = 3, seed: int = 0) -> TaskBatch:
+    def tasks(self, n: int = 3, seed: int = 0, noise: float = 0.1) -> TaskBatch:
         """Return tasks in float64 that can be learned: classes lie around means, targets are linear in x."""
         draw = Generator().manual_seed(seed)
         spec = self.spec
@@ -86,21 +88,22 @@ class Setting:
         for size in (spec.n_shot, spec.n_query):
             y = torch.arange(spec.n_way).repeat(size).expand(n, -1)  # (n, n_way * size)
             centre = means[classes.gather(1, y)]
-            noise = torch.randn(centre.shape, generator=draw, dtype=torch.float64)
-            sets += [centre + 0.1 * noise, y]
+            sets += [centre + noise * torch.randn(centre.shape, generator=draw, dtype=torch.float64), y]
         return TaskBatch(*sets)
 
-    def examples(self, n: int = 12, seed: int = 0) -> Examples:
+    def examples(self, n: int = 12, seed: int = 0, noise: float = 0.1) -> Examples:
         """Return labelled examples of the same classes."""
         draw = Generator().manual_seed(seed)
         means = _means(self.spec)
         y = torch.randint(len(means), (n,), generator=draw)
-        noise = torch.randn(n, *self.spec.x_shape, generator=draw, dtype=torch.float64)
-        return Examples(means[y] + 0.1 * noise, y)
+        x = means[y] + noise * torch.randn(n, *self.spec.x_shape, generator=draw, dtype=torch.float64)
+        return Examples(x, y)
 
-    def batch(self, seed: int = 0) -> TaskBatch | Examples:
+    def batch(self, n_tasks: int = 3, seed: int = 0, noise: float = 0.1) -> TaskBatch | Examples:
         """Return what an outer step of this learner is given."""
-        return self.examples(seed=seed) if self.cls.trains_on == "examples" else self.tasks(seed=seed)
+        if self.cls.trains_on == "examples":
+            return self.examples(4 * n_tasks, seed, noise)
+        return self.tasks(n_tasks, seed, noise)
 
 
 def settings(cls: type[Learner]) -> list[Setting]:
@@ -122,14 +125,37 @@ def settings(cls: type[Learner]) -> list[Setting]:
     return found
 
 
-def corners(config: type) -> Iterator[dict[str, Any]]:
-    """Yield settings of a Config in which one hyperparameter stands at an end of its range, or at an option."""
+def options(config: type) -> Iterator[dict[str, Any]]:
+    """Yield the defaults of a Config, and one setting for each further option: each path through the code."""
+    yield {}
     for name, parameter in declared(config).items():
-        needs = dict(conditions(config)[name])
         if isinstance(parameter, Choice):
-            yield from ({**needs, name: option} for option in parameter.options)
-        elif not isinstance(parameter, Fixed):
-            yield from ({**needs, name: end} for end in (parameter.low, parameter.high))
+            yield from ({**_needs(config, name), name: option} for option in parameter.options[1:])
+
+
+def corners(config: type) -> Iterator[dict[str, Any]]:
+    """Yield the settings of `options`, and those in which one hyperparameter stands at an end of its range."""
+    yield from options(config)
+    for name, parameter in declared(config).items():
+        if isinstance(parameter, Real | Integer):
+            yield from ({**_needs(config, name), name: end} for end in (parameter.low, parameter.high))
+
+
+def random_states() -> dict[str, object]:
+    """Return the states of the global generators by name, to be compared."""
+    return {
+        "torch": torch.random.get_rng_state().numpy().tobytes(),
+        "numpy": str(np.random.get_state()),
+        "Python": random.getstate(),
+    }
+
+
+def _needs(config: type, name: str) -> dict[str, Any]:
+    """Return what must be set for a hyperparameter to count, and for that to count, and so on."""
+    needs: dict[str, Any] = {}
+    for other, value in conditions(config)[name].items():
+        needs |= _needs(config, other) | {other: value}
+    return needs
 
 
 def _means(spec: TaskSpec) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -514,7 +514,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode = omniglot._decode
 
-    def noted(source: omniglot._Set, size: int) -> NDArray[np.uint8]:
+    def noted(source: omniglot._Set, size: int) -> Iterator[NDArray[np.uint8]]:
         names.append(source.name)
         return decode(source, size)
 
@@ -634,18 +634,18 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
 def test_samplers_that_build_the_cache_at_once_do_no_harm(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, write = Barrier(4, timeout=10), omniglot._write
+    together, decode = Barrier(4, timeout=10), omniglot._decode
 
-    def write_together(path: Path, images: NDArray[np.uint8]) -> None:
+    def decode_together(source: omniglot._Set, size: int) -> Iterator[NDArray[np.uint8]]:
         together.wait()
-        write(path, images)
+        return decode(source, size)
 
-    monkeypatch.setattr(omniglot, "_write", write_together)
+    monkeypatch.setattr(omniglot, "_decode", decode_together)
     with ThreadPoolExecutor(4) as threads:
         first, *others = threads.map(lambda _: load(root, train=TRAIN), range(4))
     assert all(same_pools(first, other) for other in others)
     assert [file.suffix for file in cached(cache)] == [".npy"]
-    assert same_pools(load(root, train=TRAIN), first)  # from the cache: writing would wait for three others
+    assert same_pools(load(root, train=TRAIN), first)  # from the cache: decoding would wait for three others
 
 
 @pytest.mark.parametrize(

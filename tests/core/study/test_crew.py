@@ -1,0 +1,251 @@
+"""Jobs are carried out by this process or by workers; a worker that dies is noticed and replaced."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaopt import plugins
+from metaopt.study.crew import LOST, Alone, Crew, Workers
+from metaopt.study.file import resolve
+from metaopt.study.trial import Bench, Done, Job
+from metaopt.train import Budget
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+
+# A learner that has nothing to learn, and may end its own process or take its time.
+LAB = """
+import os, signal, sys, time
+from dataclasses import dataclass
+import torch
+from torch import nn
+from metaopt import tune
+from metaopt.hookspecs import hookimpl
+from metaopt.learner import Learner
+
+class Mortal(Learner):
+    name = "mortal"
+    kinds = ("regression",)
+    uses_encoder = False
+
+    @dataclass(frozen=True)
+    class Config:
+        fate: str = tune.choice("lives", "is_killed", "ends", "dallies")
+
+    def __init__(self, spec, encoder, config):
+        super().__init__(spec, encoder, config)
+        self.bias = nn.Parameter(torch.randn(1))
+
+    def forward(self, support_x, support_y, query_x):
+        if self.config.fate == "is_killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.config.fate == "ends":
+            os._exit(9)
+        if self.config.fate == "dallies":
+            time.sleep(0.05)
+        return self.bias.expand(len(query_x), 1)
+
+@hookimpl
+def register_learners():
+    return [Mortal]
+"""
+STUDY = {
+    "name": "s",
+    "tasks": {"sampler": "sinusoid", "n_shot": 2, "n_query": 2},
+    "learners": ["mortal"],
+    "executor": "loop",
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    torch.set_num_threads(1)
+    (tmp_path / "acme_mortal.py").write_text(LAB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lab = metadata.EntryPoint("mortal", "acme_mortal", "metaopt")
+    registry = plugins.load([*metadata.entry_points(group="metaopt"), lab])
+    yield Bench(resolve(STUDY, "a.yaml", registry), registry, torch.device("cpu"))
+    del sys.modules["acme_mortal"]
+
+
+def never() -> bool:
+    return False
+
+
+def keep(number: int, progress: float, value: float) -> bool:
+    return False
+
+
+def job_of(bench: Bench, number: int, fate: str = "lives", prunable: bool = False) -> Job:
+    params = bench.study.space.default("mortal") | {"mortal.fate": fate}
+    return Job(number, params, number, Budget(tasks=40), "validation", "search", 20, prunable)
+
+
+def carry_out(crew: Crew, jobs: list[Job]) -> dict[int, Done]:
+    waiting, done = list(jobs), dict[int, Done]()
+    while waiting or crew.busy:
+        while waiting and crew.idle:
+            crew.start(waiting.pop(0))
+        done |= {one.result.number: one for one in crew.wait()}
+    return done
+
+
+def timeless(done: Done) -> tuple[dict[str, Any], tuple[float, ...]]:
+    return {k: v for k, v in asdict(done.result).items() if "seconds" not in k}, done.per_task
+
+
+@pytest.fixture
+def workers(bench: Bench) -> Iterator[Callable[..., Workers]]:
+    hired: list[Workers] = []
+
+    def hire(size: int = 2, report: Any = keep, stopped: Callable[[], bool] = never) -> Workers:
+        hired.append(Workers(bench, size, report, stopped))
+        return hired[-1]
+
+    yield hire
+    for crew in hired:
+        crew.close()
+
+
+def pids(crew: Workers) -> list[int]:
+    return [process.pid for process in crew.processes.values()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def gone(pids: list[int], within: float) -> bool:
+    """Tell whether the processes end in so many seconds."""
+    deadline = time.monotonic() + within
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def test_workers_give_what_one_process_gives(bench: Bench, workers: Callable[..., Workers]) -> None:
+    jobs = [job_of(bench, number) for number in range(5)]
+    alone, together = carry_out(Alone(bench, keep, never), jobs), carry_out(workers(2), jobs)
+    assert alone.keys() == together.keys() == set(range(5))
+    for number in range(5):
+        assert alone[number].result.state == "complete"
+        assert timeless(alone[number]) == timeless(together[number])
+
+
+def test_a_job_is_done_in_another_process_and_two_at_once(bench: Bench, workers: Callable[..., Workers]) -> None:
+    crew = workers(2)
+    assert (crew.idle, crew.busy) == (2, 0)
+    assert os.getpid() not in pids(crew)
+    assert len(set(pids(crew))) == 2
+    for number in range(2):
+        crew.start(job_of(bench, number, "dallies"))
+    assert (crew.idle, crew.busy) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("fate", "how"), [("is_killed", "its worker process was killed by SIGKILL"), ("ends", "was ended with code 9")]
+)
+def test_a_worker_that_dies_gives_its_job_back_as_lost_and_is_replaced(
+    bench: Bench, workers: Callable[..., Workers], fate: str, how: str
+) -> None:
+    crew = workers(2)
+    done = carry_out(crew, [job_of(bench, 0, fate), job_of(bench, 1), job_of(bench, 2)])
+    assert [done[number].result.state for number in range(3)] == ["failed", "complete", "complete"]
+    assert done[0].result.reason
+    assert done[0].result.reason.startswith(LOST)
+    assert done[0].result.reason.endswith(how)
+    assert (crew.idle, crew.busy) == (2, 0)
+    assert all(map(alive, pids(crew)))
+    assert carry_out(crew, [job_of(bench, 3), job_of(bench, 4)]).keys() == {3, 4}
+
+
+def test_a_worker_that_dies_while_it_is_idle_is_replaced_when_it_is_missed(
+    bench: Bench, workers: Callable[..., Workers]
+) -> None:
+    crew = workers(1)
+    os.kill(pids(crew)[0], signal.SIGKILL)
+    assert gone(pids(crew), within=5)
+    done = carry_out(crew, [job_of(bench, 0)])
+    assert done[0].result.reason == f"{LOST}its worker process was killed by SIGKILL"
+    assert carry_out(crew, [job_of(bench, 0)])[0].result.state == "complete"
+
+
+@pytest.mark.parametrize("kind", ["alone", "workers"])
+def test_rungs_are_heard_with_the_jobs_number_and_their_answer_prunes(
+    bench: Bench, workers: Callable[..., Workers], kind: str
+) -> None:
+    heard = []
+
+    def report(number: int, progress: float, value: float) -> bool:
+        heard.append((number, progress))
+        return number == 1
+
+    crew: Crew = Alone(bench, report, never) if kind == "alone" else workers(1, report)
+    done = carry_out(crew, [job_of(bench, number, prunable=True) for number in range(2)])
+    assert heard == [(0, 0.25), (0, 0.5), (1, 0.25)]
+    assert [done[number].result.state for number in range(2)] == ["complete", "pruned"]
+
+
+def test_workers_are_interrupted(bench: Bench, workers: Callable[..., Workers]) -> None:
+    stop = False
+    crew = workers(2, stopped=lambda: stop)
+    for number in range(2):
+        crew.start(job_of(bench, number, "dallies"))
+    assert crew.wait() == []
+    stop = True
+    began, done = time.monotonic(), []
+    while crew.busy:
+        done += crew.wait()
+    assert [one.result.reason for one in done] == ["interrupted"] * 2
+    assert time.monotonic() - began < 2 * 40 * 0.05, "before they would have ended by themselves"
+
+
+def test_idle_workers_go_home_at_once(bench: Bench, workers: Callable[..., Workers]) -> None:
+    crew = workers(3)
+    carry_out(crew, [job_of(bench, number) for number in range(3)])
+    carry_out(crew, [job_of(bench, 3, "is_killed")])  # the one hired for it inherited the others' lines
+    began = time.monotonic()
+    crew.close()
+    assert gone(pids(crew), within=0)
+    assert time.monotonic() - began < 3, "a worker that does not hear its line end is waited for 5 seconds"
+
+
+PARENT = """
+import os, sys, time
+import torch
+from metaopt import plugins
+from metaopt.study.crew import Workers
+from metaopt.study.file import resolve
+from metaopt.study.trial import Bench, Job
+from metaopt.train import Budget
+
+registry = plugins.load()
+study = {"tasks": {"sampler": "sinusoid", "n_shot": 2, "n_query": 2}, "learners": "maml", "name": "s"}
+bench = Bench(resolve(study, "s", registry), registry, torch.device("cpu"))
+crew = Workers(bench, 3, lambda number, progress, value: False, lambda: False)
+crew.start(Job(0, bench.study.space.default("maml"), 0, Budget(tasks=10**9), "validation", "search", 5))
+print(*(process.pid for process in crew.processes.values()), flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_when_their_study_is_killed_busy_or_idle() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        hired = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(hired) == 3
+        assert all(map(alive, hired))
+        parent.kill()
+    assert gone(hired, within=20)

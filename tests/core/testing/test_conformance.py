@@ -1,0 +1,69 @@
+"""Every built-in learner, encoder, task sampler and meta-objective passes the conformance kit."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metaopt.plugins import BUILT_IN, CONTRACTS, load
+from metaopt.task import POOLS
+from metaopt.testing import parametrize_with_checks, run_checks
+
+REGISTRY = load()
+PLUGINS = [plugin for plugin in REGISTRY.plugins if plugin.distribution == BUILT_IN]
+
+
+def omniglot(folder: Path) -> dict[str, Any]:
+    """Write drawings of six people each, five characters a pool, and return the settings that find them."""
+    sets = {"train": "images_background", "validation": "images_background_small1", "test": "images_evaluation"}
+    draw = np.random.default_rng(0)
+    for name in sets.values():
+        for character in range(5):
+            drawings = folder / name / f"Alphabet of {name}" / f"character{character + 1:02}"
+            drawings.mkdir(parents=True)
+            for drawer in range(6):
+                pixels = draw.integers(0, 2, (105, 105), dtype=np.uint8) * 255
+                Image.fromarray(pixels).convert("1").save(drawings / f"{character + 1:04}_{drawer + 1:02}.png")
+    return {"root": str(folder), **{pool: (name,) for pool, name in sets.items()}}
+
+
+def glyphs(folder: Path) -> dict[str, Any]:
+    """Return settings with which its pools are drawn at once."""
+    return {f"{pool}_classes": 20 for pool in POOLS}
+
+
+SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {"omniglot": omniglot, "glyphs": glyphs}
+"""Of task samplers that bring no data by default, or many, what returns settings for a few, written into a folder."""
+CLASSES = [
+    provided
+    for kind in CONTRACTS
+    for name, provided in getattr(REGISTRY, kind).items()
+    if REGISTRY.provider(provided) in PLUGINS and not (kind == "task_samplers" and name in SETTINGS)
+]
+
+
+def test_every_built_in_plugin_loads() -> None:
+    assert [plugin.error for plugin in PLUGINS] == [None] * len(PLUGINS)
+    assert {kind for kind in CONTRACTS if any(getattr(plugin, kind) for plugin in PLUGINS)} == set(CONTRACTS)
+
+
+@parametrize_with_checks(CLASSES)
+def test_conformance(check: Any) -> None:
+    try:
+        check()
+    except pytest.skip.Exception as reason:
+        assert "default settings" not in str(reason), "give it data in SETTINGS"  # noqa: PT017
+        raise
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_task_samplers_with_settings_pass_every_check(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_CACHE", str(tmp_path / "cache"))
+    settings = SETTINGS[name](tmp_path / "data")
+    verdicts = list(run_checks(REGISTRY.task_sampler(name), settings))
+    assert {verdict.status for verdict in verdicts} == {"ok"}, verdicts

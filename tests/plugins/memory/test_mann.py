@@ -1,0 +1,174 @@
+"""A memory-augmented network is its equations, and hears of a label one step late."""
+
+import copy
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from metaopt.task import TaskSpec
+from metaopt_encoders.identity import Identity
+from metaopt_memory.mann import MANN, State, presentations
+
+CLASSES = TaskSpec("classification", (4,), n_way=3, n_shot=2, n_query=2)
+TARGETS = TaskSpec("regression", (4,), n_way=1, n_shot=6, n_query=2, y_size=2)
+SMALL = {"controller": 7, "slots": 9, "slot_size": 5, "heads": 2}
+
+both_kinds = pytest.mark.parametrize("spec", [CLASSES, TARGETS], ids=["classification", "regression"])
+
+
+def mann(spec: TaskSpec = CLASSES, **config: float) -> MANN:
+    """Return a float64 network large enough in its weights for every path to matter."""
+    torch.manual_seed(0)
+    settings = MANN.Config(**{**SMALL, **config})  # type: ignore[arg-type]
+    learner = MANN(spec, Identity((4,), Identity.Config()), settings).double()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.copy_(0.7 * torch.randn_like(parameter))
+    return learner
+
+
+def sequence(spec: TaskSpec, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = Generator().manual_seed(seed)
+    x = torch.randn(n, 4, dtype=torch.float64, generator=draw)
+    if spec.kind == "regression":
+        return x, torch.randn(n, spec.y_size, dtype=torch.float64, generator=draw)
+    return x, torch.randperm(n, generator=draw) % spec.n_way
+
+
+def changed(spec: TaskSpec, y: Tensor, step: int) -> Tensor:
+    """Return the labels with another one at `step`."""
+    y = y.clone()
+    y[step] = y[step] + 1 if spec.kind == "regression" else (y[step] + 1) % spec.n_way
+    return y
+
+
+@both_kinds
+def test_the_prediction_at_a_step_cannot_depend_on_that_steps_label_and_the_next_one_does(spec: TaskSpec) -> None:
+    learner, (x, y) = mann(spec), sequence(spec)
+    told = learner.stream(x, y)
+    assert told.shape == (6, spec.n_outputs)
+    for step in range(6):
+        otherwise = learner.stream(x, changed(spec, y, step))
+        assert torch.equal(otherwise[: step + 1], told[: step + 1])
+        if step < 5:
+            assert not torch.allclose(otherwise[step + 1], told[step + 1], rtol=1e-6)
+
+
+@both_kinds
+def test_the_prediction_at_a_step_cannot_depend_on_later_examples(spec: TaskSpec) -> None:
+    learner, (x, y) = mann(spec), sequence(spec)
+    for length in range(1, 7):
+        assert torch.equal(learner.stream(x[:length], y[:length]), learner.stream(x, y)[:length])
+
+
+@both_kinds
+def test_a_query_is_the_next_example_of_the_support_sets_stream(spec: TaskSpec) -> None:
+    learner, (x, y), (query_x, _) = mann(spec), sequence(spec), sequence(spec, 4, seed=1)
+    predictions = learner(x, y, query_x)
+    for query, prediction in zip(query_x, predictions, strict=True):
+        whole = torch.cat([x, query[None]]), torch.cat([y, y[:1]])  # whatever the query's own label is said to be
+        torch.testing.assert_close(learner.stream(*whole)[-1], prediction, rtol=1e-9, atol=1e-12)
+
+
+def by_hand(learner: MANN, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    """Take one step by the paper's equations, a head and a slot at a time."""
+    c, hidden = learner.config, state.hidden[0]
+    forget, write, out, new = (
+        learner.gates.weight @ torch.cat([inputs, state.read[0], hidden]) + learner.gates.bias
+    ).chunk(4)
+    cell = torch.sigmoid(forget) * state.cell[0] + torch.sigmoid(write) * torch.tanh(new)
+    hidden = torch.sigmoid(out) * torch.tanh(cell)
+    keys = torch.tanh(learner.key(hidden)).split(c.slot_size)
+    alphas = torch.sigmoid(learner.alpha(hidden))
+    by_usage = sorted(range(c.slots), key=lambda slot: state.usage[0, slot].item())[: c.heads]
+    memory, usage = state.memory[0].clone(), c.decay * state.usage[0]
+    memory[by_usage] = 0
+    for head, key in enumerate(keys):
+        for slot in range(c.slots):
+            weight = alphas[head] * state.read_weights[0, head, slot] + (1 - alphas[head]) * (slot == by_usage[head])
+            memory[slot] += weight * key
+            usage[slot] += weight
+    reads, all_weights = [], []
+    for key in keys:
+        closeness = torch.stack([cosine_similarity(key, row, dim=0) for row in memory])
+        weights = torch.exp(c.sharpness * closeness)
+        weights = weights / weights.sum()
+        reads.append((weights[:, None] * memory).sum(0))
+        all_weights.append(weights)
+        usage = usage + weights
+    read = torch.cat(reads)
+    prediction = learner.out(torch.cat([hidden, read]))
+    after = hidden, cell, memory, read, torch.stack(all_weights), usage
+    return prediction, State(*(tensor[None] for tensor in after))
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 5.0])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_step_is_the_papers_equations(heads: int, sharpness: float) -> None:
+    """Over more presentations than there are slots, so that the least used are written over."""
+    learner, (x, y) = mann(heads=heads, slots=7, sharpness=sharpness), sequence(CLASSES, 12)
+    predictions = learner.stream(x, y)
+    state, label = learner._start(x), torch.zeros(3, dtype=torch.float64)
+    for step in range(12):
+        expected, state = by_hand(learner, torch.cat([x[step], label]), state)
+        torch.testing.assert_close(predictions[step], expected, rtol=1e-9, atol=1e-9)
+        label = torch.eye(3, dtype=torch.float64)[y[step]]
+    assert 12 * heads > 7, "the memory must have been filled"
+
+
+def test_new_keys_go_to_slots_of_their_own_until_the_memory_is_full_and_then_to_the_least_used() -> None:
+    learner, (x, _) = mann(slots=6, heads=2), sequence(CLASSES, 5)
+    with torch.no_grad():
+        learner.alpha.weight.zero_()
+        learner.alpha.bias.fill_(-1e3)  # nothing goes where it was last read
+    state, written = learner._start(x), []
+    for row in x:
+        before = state
+        _, state = learner._step(torch.cat([row, torch.zeros(3, dtype=torch.float64)])[None], before)
+        moved = (state.memory - before.memory)[0].abs().amax(1).nonzero()[:, 0].tolist()
+        assert moved == sorted(before.usage[0].argsort(stable=True)[:2].tolist())
+        written.append(moved)
+    assert sorted(slot for slots in written[:3] for slot in slots) == list(range(6))
+
+
+def test_with_the_memory_unheard_it_is_torchs_lstm() -> None:
+    learner, (x, y) = mann(), sequence(CLASSES)
+    n_in, n_read, size = 4 + 3, 2 * 5, 7
+    with torch.no_grad():
+        learner.gates.weight[:, n_in : n_in + n_read] = 0
+        learner.out.weight[:, size:] = 0
+    cell = nn.LSTMCell(n_in, size).double()
+    order = torch.arange(4 * size).view(4, size)[[1, 0, 3, 2]].flatten()  # torch has input, forget, new, output
+    with torch.no_grad():
+        cell.weight_ih.copy_(learner.gates.weight[order, :n_in])
+        cell.weight_hh.copy_(learner.gates.weight[order, n_in + n_read :])
+        cell.bias_ih.copy_(learner.gates.bias[order])
+        cell.bias_hh.zero_()
+    late = torch.cat([torch.zeros(1, 3), torch.eye(3)[y[:-1]]]).double()
+    state, expected = None, []
+    for row in torch.cat([x, late], 1):
+        state = cell(row[None], state)
+        expected.append(learner.out.weight[:, :size] @ state[0][0] + learner.out.bias)
+    torch.testing.assert_close(learner.stream(x, y), torch.stack(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_presentations_count_a_label_with_itself() -> None:
+    assert presentations(torch.tensor([2, 0, 2, 2, 1, 0])).tolist() == [1, 1, 2, 3, 1, 2]
+
+
+@both_kinds
+def test_the_gradient_reaches_every_parameter(spec: TaskSpec) -> None:
+    learner = mann(spec)
+    learner.task_loss(*sequence(spec), *sequence(spec, seed=1)).backward()
+    assert all(parameter.grad.abs().max() > 1e-6 for parameter in learner.parameters() if parameter.grad is not None)
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
+def test_presenting_queries_leaves_no_trace() -> None:
+    learner, (x, y), (query_x, _) = mann(), sequence(CLASSES), sequence(CLASSES, 4, seed=1)
+    before = copy.deepcopy(learner.state_dict())
+    first = learner(x, y, query_x)
+    assert torch.equal(learner(x, y, query_x), first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
