@@ -63,7 +63,7 @@ def study(metaopt: Path, folder: Path, text: str) -> dict[str, Any]:
 def test_the_plugins_are_listed_the_broken_one_with_its_reason(metaopt: Path, tmp_path: Path) -> None:
     listed = json.loads(run(metaopt, "plugin", "list", "--json", cwd=tmp_path))["plugins"]
     plugins = {plugin["name"]: plugin for plugin in listed}
-    built_in = {"tasks", "encoders", "objectives", "metric", "gradient", "baseline"}
+    built_in = {"tasks", "encoders", "objectives", "metric", "gradient", "hyper", "memory", "optimizer", "baseline"}
     assert plugins.keys() == built_in | {"nearest", "broken"}
     for name in built_in:
         assert (plugins[name]["distribution"], plugins[name]["status"]) == ("metaopt-fewshot", "ok"), plugins[name]
