@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-METAOPT_DATA ?= ../shared/data
+METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
 .PHONY: help study test test-slow check format readme wheel clean
