@@ -30,6 +30,7 @@ KEYS = (
     "timeout",
     "budget",
     "evaluation",
+    "prune",
     "executor",
     "seed",
 )
@@ -76,6 +77,8 @@ class Study:
     """Seconds for all of it, finalists and report included; None for no limit."""
     budget: Budget
     evaluation: Evaluation
+    prune: bool
+    """Whether a hopeless trial is stopped during meta-training."""
     executor: str
     seed: int
 
@@ -104,6 +107,7 @@ class Study:
             "timeout": self.timeout,
             "budget": {key: value for key, value in asdict(self.budget).items() if value is not None},
             "evaluation": asdict(self.evaluation),
+            "prune": self.prune,
             "executor": self.executor,
             "seed": self.seed,
         }
@@ -218,6 +222,7 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         timeout=top.get("timeout", duration, None),
         budget=_budget(top),
         evaluation=_evaluation(top),
+        prune=top.get("prune", _flag, True),
         executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
         seed=top.get("seed", _whole(0), 0),
     )

@@ -85,7 +85,7 @@ class Ledger:
             pool=study.search_on,
             purpose="search",
             n_tasks=study.evaluation.tasks,
-            prunable=trial.user_attrs.get("origin") != "default",
+            prunable=study.prune and trial.user_attrs.get("origin") != "default",
             deadline=deadline,
         )
 
