@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     show = _command(study, "show", _study_show, "show the leaderboard of a run folder")
     show.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
     _json(show)
+    audit = _command(study, "audit", _study_audit, "check that a finished run's report follows from what is stored")
+    audit.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    audit.add_argument("--storage", metavar="URL", help="the study's storage, where it is not in the run folder")
+    _device(audit)
+    _json(audit)
     _json(_command(study, "list", _study_list, "list the studies that come with metaopt"))
 
     plugin = commands.add_parser("plugin", help="list what is installed, with ranges and papers").add_subparsers(
@@ -74,11 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     _json(one)
 
     evaluate = _command(commands, "evaluate", _evaluate, "score a study's winner again, on fresh test tasks")
-    evaluate.add_argument("model", type=Path, metavar="DIR", help="the folder `best` of a run folder")
+    evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
     evaluate.add_argument("--seed", type=int, default=1, metavar="N", help="which test tasks (default: 1)")
     _device(evaluate)
     _json(evaluate)
+
+    compare = _command(commands, "compare", _compare, "compare winners of studies on the same tasks")
+    compare.add_argument("models", type=Path, nargs="+", metavar="DIR", help="run folders, or folders `best` of such")
+    compare.add_argument("--tasks", type=_count, default=1000, metavar="N", help="tasks (default: 1000)")
+    compare.add_argument("--pool", choices=["validation", "test"], default="test", help="of which pool (default: test)")
+    compare.add_argument("--seed", type=int, default=1, metavar="N", help="which tasks (default: 1)")
+    _device(compare)
+    _json(compare)
     return parser
 
 
@@ -148,6 +161,18 @@ def _study_show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _study_audit(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from metaopt import plugins, terminal
+    from metaopt.study import audit
+
+    findings = audit.audit(options.folder, plugins.load(), _torch_device(options.device), options.storage)
+    found = {"run": str(options.folder), "findings": [asdict(finding) for finding in findings]}
+    _print_json(found) if options.json else terminal.show_audit(found)
+    return 1 if any(finding.status == "failed" for finding in findings) else 0
+
+
 def _study_list(options: argparse.Namespace) -> int:
     from metaopt import terminal
 
@@ -179,11 +204,12 @@ def _plugin_show(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import model
+    from metaopt.study import model, tested
 
     learner, bench, config = model.load(options.model, plugins.load(), _torch_device(options.device))
     bench.check()
     scores = bench.score(learner, "test", f"evaluate {options.seed}", options.tasks)
+    tested.note(options.model, f"evaluate --seed {options.seed}", trial=config["trial"], tasks=options.tasks)
     found = {
         "model": str(options.model),
         "study": bench.study.name,
@@ -198,6 +224,22 @@ def _evaluate(options: argparse.Namespace) -> int:
         "not_finite": scores.not_finite,
     }
     _print_json(found) if options.json else terminal.show_scores(found)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import compare, tested
+
+    if len(options.models) < 2:
+        raise UserError("compare needs two models or more; give two folders, such as runs/a runs/b")
+    device = _torch_device(options.device)
+    found = compare.compare(
+        options.models, plugins.load(), device, pool=options.pool, n_tasks=options.tasks, seed=options.seed
+    )
+    for entry in found["models"] if options.pool == "test" else ():
+        tested.note(Path(entry["model"]), f"compare --seed {options.seed}", trial=entry["trial"], tasks=options.tasks)
+    _print_json(found) if options.json else terminal.show_comparison(found)
     return 0
 
 

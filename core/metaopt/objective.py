@@ -15,6 +15,10 @@ class Outcome:
     spec: TaskSpec
     predictions: Tensor  # (n_tasks, n_queries, n_outputs)
     query_y: Tensor  # (n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size)
+    seconds: float = 0.0
+    """A task took on average to adapt and predict, by the wall clock, tasks computed side by side."""
+    parameters: int = 0
+    """Numbers of the learner that meta-training moves."""
 
 
 class MetaObjective:
@@ -28,6 +32,8 @@ class MetaObjective:
     kinds: ClassVar[tuple[Kind, ...]]
     worst: ClassVar[float | None] = None
     """The score of a task whose predictions are not finite; None where there is no worst: then the trial fails."""
+    judges_predictions: ClassVar[bool] = True
+    """Whether it scores what was predicted; a cost, such as time, does not."""
 
     @dataclass(frozen=True)
     class Config:
@@ -39,3 +45,10 @@ class MetaObjective:
     def score(self, outcome: Outcome) -> Tensor:
         """Return one score a task, (n_tasks,)."""
         raise NotImplementedError(f"the meta-objective {type(self).__name__} does not define `score`")
+
+    def contributions(self, scores: Tensor) -> Tensor:
+        """Return values, (n_tasks,), whose mean is the score over tasks and whose spread gives its interval.
+
+        They are the scores themselves unless the objective is no mean over tasks.
+        """
+        return scores

@@ -151,6 +151,16 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
                 f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
                 f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
             )
+            for entry in board["finalists"][1:]:
+                behind = entry["behind"]
+                verdict = "told apart" if behind["told_apart"] else "not told apart"
+                out.print(
+                    f"  ahead of trial {entry['trial']} by {interval(behind)} on the same fresh tasks: {verdict} "
+                    f"(p = {behind['p']:.2g})"
+                )
+        if len(board["tested"]) > 1:
+            times = ", ".join(f"{one['what']} of trial {one['trial']}" for one in board["tested"])
+            out.print(f"The test pool was scored {len(board['tested'])} times ({times}): choosing by it is no test.")
         for name, value in winner["params"].items():
             if name not in {"learner", "encoder"}:
                 out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
@@ -198,6 +208,29 @@ def show_scores(found: Mapping[str, Any]) -> None:
         f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
         f"{found['tasks']} fresh {found['pool']} tasks{odd}, {kind}"
     )
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print the scores of models on the same tasks, and by how much each differs from the first."""
+    out = console()
+    out.print(f"{found['objective']}, {found['direction']}d, on the same {found['tasks']} {found['pool']} tasks")
+    for entry in found["models"]:
+        kind = " (transductive)" if entry["transductive"] else ""
+        out.print(f"{entry['model']}: {entry['learner']}{kind} {interval(entry)}")
+        if by := entry["difference"]:
+            verdict = "told apart" if by["told_apart"] else "not told apart"
+            sign = "+" if by["mean"] > 0 else ""
+            out.print(f"  {sign}{interval(by)} against the first: {verdict} (p = {by['p']:.2g})")
+
+
+def show_audit(found: Mapping[str, Any]) -> None:
+    """Print what an audit found, and the sum."""
+    out, styles = console(), {"failed": "red", "note": "yellow"}
+    for finding in found["findings"]:
+        status = finding["status"]
+        out.print(f"{status:<7} {finding['what']}: {finding['detail']}", style=styles.get(status))
+    count = {status: sum(one["status"] == status for one in found["findings"]) for status in ("ok", "note", "failed")}
+    out.print(f"{count['ok']} ok, {count['note']} to note, {count['failed']} failed")
 
 
 def show_studies(studies: Sequence[Mapping[str, str]]) -> None:

@@ -80,18 +80,25 @@ class Scores:
     """A learner's scores, task by task."""
 
     per_task: Tensor  # (n_tasks,) float64
-    not_finite: int
+    not_finite: int = 0
     """Tasks whose predictions were not finite, which count as the objective's worst score."""
+    contributions: Tensor | None = None
+    """Values (n_tasks,) float64 whose mean is the score, where that is not the mean over tasks."""
 
     @property
     def mean(self) -> float:
-        return float(self.per_task.mean())
+        """The objective's score over all tasks."""
+        return float(self._values.mean())
 
     @property
     def ci95(self) -> float:
-        """Half the width of the 95 % interval of the mean over tasks."""
+        """Half the width of its 95 % interval."""
         n = len(self.per_task)
-        return float(1.96 * self.per_task.std() / math.sqrt(n)) if n > 1 else math.inf
+        return float(1.96 * self._values.std() / math.sqrt(n)) if n > 1 else math.inf
+
+    @property
+    def _values(self) -> Tensor:
+        return self.per_task if self.contributions is None else self.contributions
 
     @property
     def median(self) -> float:
@@ -153,28 +160,33 @@ def meta_test(
     *,
     draw: Generator,
     device: torch.device,
-    at: Callable[[], None] = lambda: None,
+    at: Callable[[Tensor], None] = lambda scores: None,
 ) -> Scores:
     """Score the learner on tasks of its own `spec` from `pool`, each adapted to by itself.
 
-    The same generator state gives the same tasks to any learner. Raises TrialError where a task's predictions are
-    not finite and the objective has no worst score to count for it.
+    The same generator state gives the same tasks to any learner. Every few tasks `at` hears the scores so far, and
+    whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and the
+    objective has no worst score to count for it.
     """
     learner.eval()
-    parts, not_finite = [], 0
+    parameters = sum(parameter.numel() for parameter in trainable(learner).values())
+    scores, not_finite = torch.empty(0, dtype=torch.float64), 0
     with torch.no_grad():  # adaptation turns gradients on for itself
         for n in _chunks(n_tasks):
-            at()
+            at(scores)
             batch = sampler.draw(pool, learner.spec, n, draw).to(device)
+            started = time.perf_counter()
             predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
             assert isinstance(predictions, Tensor)
-            scores = objective.score(Outcome(learner.spec, predictions, batch.query_y)).double().cpu()
-            bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & scores.isfinite())
+            seconds = (time.perf_counter() - started) / n
+            outcome = Outcome(learner.spec, predictions, batch.query_y, seconds, parameters)
+            new = objective.score(outcome).double().cpu()
+            bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & new.isfinite())
             not_finite += int(bad.sum())
-            parts.append(scores if objective.worst is None else scores.masked_fill(bad, objective.worst))
+            scores = torch.cat([scores, new if objective.worst is None else new.masked_fill(bad, objective.worst)])
     if not_finite and objective.worst is None:
         raise TrialError(f"{not_finite} of {n_tasks} {pool} tasks have predictions that are not finite")
-    return Scores(torch.cat(parts), not_finite)
+    return Scores(scores, not_finite, objective.contributions(scores))
 
 
 def _chunks(n_tasks: int) -> Iterator[int]:

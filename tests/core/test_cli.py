@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -399,3 +400,43 @@ def test_a_reader_that_leaves_is_no_mistake(arguments: list[str]) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+# Audit and compare
+
+
+def test_an_audit_prints_what_it_found_and_fails_where_the_report_does_not_follow(
+    run: Run, finished: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run("study", "audit", str(finished), "--json")
+    findings = json.loads(out)["findings"]
+    assert (code, {finding["status"] for finding in findings} - {"note"}) == (0, {"ok"})
+    folder = shutil.copytree(finished, tmp_path / "tampered")
+    board = json.loads((folder / "leaderboard.json").read_text())
+    board["finalists"][0]["report"]["mean"] = 1.5
+    (folder / "leaderboard.json").write_text(json.dumps(board))
+    code, out, _ = run("study", "audit", str(folder))
+    assert code == 1
+    assert "failed  report: does not follow from its scores task by task\n" in out
+    assert re.search(r"\d+ ok, \d+ to note, 1 failed\n$", out)
+
+
+def test_compare_prints_each_score_and_the_differences_and_records_that_the_test_pool_was_scored(
+    run: Run, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    code, out, _ = run("compare", str(folder), str(finished / "best"), "--tasks", "20", "--seed", "9")
+    assert code == 0
+    assert "on the same 20 test tasks\n" in out
+    assert "0.0000 ± 0.0000 against the first: not told apart (p = 1)\n" in out
+    assert "compare --seed 9" in (folder / "tested.jsonl").read_text()
+    code, out, _ = run("compare", str(folder), str(folder), "--tasks", "20", "--pool", "validation", "--json")
+    assert json.loads(out)["models"][1]["difference"]["told_apart"] is False
+    assert len((folder / "tested.jsonl").read_text().splitlines()) == len(
+        (finished / "tested.jsonl").read_text().splitlines()
+    )
+
+
+def test_compare_needs_two_models(run: Run, finished: Path) -> None:
+    code, _, err = run("compare", str(finished))
+    assert (code, err) == (2, "metaopt: compare needs two models or more; give two folders, such as runs/a runs/b\n")

@@ -27,12 +27,15 @@ ENTRY = {
     "rank": 1, "trial": 7, "learner": "maml", "transductive": False, "trained_tasks": 4000, "parameters": 112_005,
     "params": {"learner": "maml", "maml.inner_lr": 0.000316228, "maml.first_order": True, "outer.lr": 3.2e-5},
     "search": SCORE, "fresh": SCORE, "report": SCORE | {"pool": "test", "mean": 0.59},
+    "behind": None,
 }  # fmt: skip
+BEHIND = {"mean": 0.0123, "ci95": 0.004, "p": 0.001, "told_apart": True}
 BOARD: dict[str, Any] = {
     "study": "s", "status": "finished", "seed": 0, "objective": "accuracy", "direction": "maximize",
     "search_on": "validation", "transductive": False, "trials": {"complete": 3, "pruned": 2, "failed": 1},
-    "finalists": [ENTRY, ENTRY | {"rank": 2, "trial": 4, "report": SCORE}], "learners": {"maml": ENTRY},
-    "failures": [], "versions": {}, "seconds": 61.7,
+    "finalists": [ENTRY, ENTRY | {"rank": 2, "trial": 4, "report": SCORE, "behind": BEHIND}],
+    "learners": {"maml": ENTRY},
+    "failures": [], "tested": [{"what": "report", "trial": 7, "tasks": 20}], "versions": {}, "seconds": 61.7,
 }  # fmt: skip
 
 
@@ -61,6 +64,7 @@ def test_the_leaderboard_shows_trials_finalists_winner_and_where_they_are(capsys
     out = shown(capsys, BOARD)
     assert "s: 3 trials complete, 2 pruned, 1 failed, in 62 s; accuracy, maximized\n" in out
     rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "ahead of trial 4 by 0.0123 ± 0.0040 on the same fresh tasks: told apart (p = 0.001)" in rows
     assert "1 maml 7 0.6123 ± 0.0100 0.6123 ± 0.0100 0.5900 ± 0.0100 4,000 112,005" in rows
     assert "2 maml 4 0.6123 ± 0.0100 0.6123 ± 0.0100 – 4,000 112,005" in rows, "only the winner has a test score"
     assert (
@@ -215,3 +219,10 @@ def test_a_terminal_shows_trial_learner_best_so_far_and_time_left_live(
     assert "trial 2 maml" in seen
     assert "2/4  best 0.5000 ± 0.0100 maml" in seen
     assert re.search(r"[012]:\d\d left", seen)
+
+
+def test_a_test_pool_that_was_scored_more_than_once_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "The test pool was scored" not in shown(capsys, BOARD)
+    again = [*BOARD["tested"], {"what": "report", "trial": 4, "tasks": 20}]
+    out = shown(capsys, BOARD | {"tested": again})
+    assert "The test pool was scored 2 times (report of trial 7, report of trial 4)" in out

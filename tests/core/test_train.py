@@ -483,10 +483,10 @@ def test_an_objective_without_a_worst_score_fails_the_trial_where_tasks_are_not_
 
 
 def test_a_listener_is_asked_before_every_few_tasks_and_may_end_the_scoring() -> None:
-    asked: list[None] = []
+    asked: list[int] = []
 
-    def stop() -> None:
-        asked.append(None)
+    def stop(scores: Tensor) -> None:
+        asked.append(len(scores))
         if len(asked) == 3:
             raise RuntimeError("enough")
 
@@ -494,6 +494,7 @@ def test_a_listener_is_asked_before_every_few_tasks_and_may_end_the_scoring() ->
         meta_test(
             protonet(), CLOUDS, "test", ACCURACY, 1000, Vmap(), draw=Generator().manual_seed(0), device=CPU, at=stop
         )
+    assert asked == [0, 16, 32]
 
 
 # --- scores

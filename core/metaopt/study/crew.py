@@ -14,8 +14,8 @@ import torch
 
 from metaopt.study.trial import Bench, Done, Job, TrialResult
 
-Report = Callable[[int, float, float], bool]
-"""Hears a job's number, its progress and its score there; answers whether to prune it."""
+Hears = Callable[[int, float, tuple[float, ...]], bool]
+"""Hears a job's number, its progress and its scores there, task by task; answers whether to prune it."""
 
 LOST = "lost: "
 """Begins the reason of a job whose worker died: it is no fault of the learner until it happens again."""
@@ -43,7 +43,7 @@ class Crew(Protocol):
 class Alone(Crew):
     """This process, one job after another."""
 
-    def __init__(self, bench: Bench, report: Report, stopped: Callable[[], bool]) -> None:
+    def __init__(self, bench: Bench, report: Hears, stopped: Callable[[], bool]) -> None:
         self.bench, self.report, self.stopped = bench, report, stopped
         self.idle, self.busy = 1, 0
 
@@ -53,7 +53,7 @@ class Alone(Crew):
 
     def wait(self) -> list[Done]:
         number = self.job.number
-        done = self.bench.run(self.job, lambda progress, value: self.report(number, progress, value), self.stopped)
+        done = self.bench.run(self.job, lambda progress, scores: self.report(number, progress, scores), self.stopped)
         self.idle, self.busy = 1, 0
         return [done]
 
@@ -64,7 +64,7 @@ class Alone(Crew):
 class Workers(Crew):
     """Processes that carry out jobs side by side. One that dies is noticed at once and replaced."""
 
-    def __init__(self, bench: Bench, size: int, report: Report, stopped: Callable[[], bool]) -> None:
+    def __init__(self, bench: Bench, size: int, report: Hears, stopped: Callable[[], bool]) -> None:
         self.bench, self.report, self.stopped = bench, report, stopped
         # A forked worker starts at once and shares the data in memory; CUDA and other systems cannot fork safely.
         method = "fork" if sys.platform == "linux" and bench.device.type == "cpu" else "spawn"
@@ -149,8 +149,8 @@ def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any
         while True:
             job: Job = link.recv()
 
-            def report(progress: float, value: float, number: int = job.number) -> bool:
-                link.send((number, progress, value))
+            def report(progress: float, scores: tuple[float, ...], number: int = job.number) -> bool:
+                link.send((number, progress, scores))
                 return bool(link.recv())
 
             link.send(bench.run(job, report, stopped))

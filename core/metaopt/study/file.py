@@ -55,10 +55,13 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many tasks score a trial, how many trials are finalists, how many fresh tasks score those."""
+    """How many tasks score a trial, how many trials are finalists, how often each of these is meta-trained anew, and
+    how many fresh tasks score those.
+    """
 
     tasks: int = 200
     finalists: int = 3
+    repeats: int = 1
     report_tasks: int = 1000
 
 
@@ -443,7 +446,7 @@ def _budget(top: _Mapping) -> Budget:
 def _evaluation(top: _Mapping) -> Evaluation:
     evaluation = _Mapping(top.where, "evaluation", top.get("evaluation", lambda value: value, {}))
     evaluation.only([field.name for field in fields(Evaluation)])
-    least = {"tasks": 2, "finalists": 1, "report_tasks": 2}  # of one task there is no interval
+    least = {"tasks": 2, "finalists": 1, "repeats": 1, "report_tasks": 2}  # of one task there is no interval
     return Evaluation(
         **{
             field.name: evaluation.get(field.name, _whole(least[field.name]), field.default)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaopt.errors import UserError
+from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.study.trial import Bench, TrialResult
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ KEYS = {
     "trials",
     "finalists",
     "learners",
+    "tested",
     "failures",
     "limits",
     "versions",
@@ -51,34 +53,31 @@ def build(
     report: "Scores | None",
     seconds: float,
     status: str,
+    tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the leaderboard as `leaderboard.json` holds it.
 
     A finalist's `search` is its score in the search, on the tasks that all trials share; its `report` is on tasks
     that no trial has touched: the winner's on the test pool, the others' on fresh tasks of the pool searched on,
-    which is what finalists are ranked by (`fresh`). Without `report` the study was interrupted or nothing came of it,
-    and the best trials stand in the finalists' place. `fallen` are finalists that failed when meta-trained anew.
+    which is what finalists are ranked by (`fresh`). `behind` tells by how much it is worse than the winner on those
+    fresh tasks, and whether it is told apart from it: a paired test, Holm-corrected for the number of finalists.
+    `tested` is every time that the test pool was scored. Without `report` the study was interrupted or nothing came of
+    it, and the best trials stand in the finalists' place. `fallen` are finalists that failed when meta-trained anew.
     """
     from metaopt.study.ledger import versions
 
     study = bench.study
     states = Counter(result.state for result in results)
     entries: list[dict[str, Any]] = []
-    for finalist in finalists:
-        fresh = _score(finalist.fresh, study.search_on)
-        entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh})
+    for finalist, behind in zip(finalists, _behind(bench, finalists), strict=True):
+        fresh = score(finalist.fresh, study.search_on)
+        fresh["repeats"] = [done.result.mean for done in finalist.repeats]
+        entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh, "behind": behind})
     if report:
-        entries[0]["report"] = {
-            "pool": "test",
-            "mean": report.mean,
-            "ci95": report.ci95,
-            "tasks": len(report.per_task),
-            "median": report.median,
-            "not_finite": report.not_finite,
-        }
+        entries[0]["report"] = score(report, "test")
     else:
         best = ranked(bench, results)[: study.evaluation.finalists]
-        entries = [_entry(bench, result) | {"fresh": None, "report": None} for result in best]
+        entries = [_entry(bench, result) | {"fresh": None, "report": None, "behind": None} for result in best]
     by_learner: dict[str, dict[str, Any]] = {}
     for result in ranked(bench, results):
         by_learner.setdefault(result.learner, _entry(bench, result))
@@ -94,6 +93,7 @@ def build(
         "trials": {state: states[state] for state in ("complete", "pruned", "failed")},
         "finalists": [{"rank": rank, **entry} for rank, entry in enumerate(entries, 1)],
         "learners": by_learner,
+        "tested": list(tested),
         "failures": [
             {"learner": learner, "reason": reason, "trials": count}
             for (learner, reason), count in sorted(failures.items(), key=lambda item: -item[1])
@@ -102,6 +102,7 @@ def build(
             "trials": study.trials,
             "timeout": study.timeout,
             "finalists": study.evaluation.finalists,
+            "repeats": study.evaluation.repeats,
             "report_tasks": study.evaluation.report_tasks,
         },
         "versions": versions(bench),
@@ -141,18 +142,40 @@ def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
         "learner": result.learner,
         "params": result.params,
         "transductive": bench.study.space.transductive(result.params),
-        "search": _score(result, bench.study.search_on),
+        "search": {
+            "pool": bench.study.search_on,
+            "mean": result.mean,
+            "ci95": result.ci95,
+            "tasks": result.tasks,
+            "median": result.median,
+            "not_finite": result.not_finite,
+        },
         "trained_tasks": result.trained_tasks,
         "parameters": result.parameters,
     }
 
 
-def _score(result: TrialResult, pool: str) -> dict[str, Any]:
+def score(scores: "Scores", pool: str) -> dict[str, Any]:
+    """Return scores on a pool as a leaderboard holds them."""
     return {
         "pool": pool,
-        "mean": result.mean,
-        "ci95": result.ci95,
-        "tasks": result.tasks,
-        "median": result.median,
-        "not_finite": result.not_finite,
+        "mean": scores.mean,
+        "ci95": scores.ci95,
+        "tasks": len(scores.per_task),
+        "median": scores.median,
+        "not_finite": scores.not_finite,
     }
+
+
+def _behind(bench: Bench, finalists: "Sequence[Finalist]") -> list[dict[str, Any] | None]:
+    """Return by how much each finalist is worse than the first on the same tasks; None for the first itself."""
+    if len(finalists) < 2:
+        return [None] * len(finalists)
+    sign = 1 if bench.objective.direction == "maximize" else -1
+    first, *others = [bench.objective.contributions(finalist.fresh.per_task) * sign for finalist in finalists]
+    differences = [paired(first, other) for other in others]
+    corrected = holm([difference.p for difference in differences])
+    return [None] + [
+        {"mean": difference.mean, "ci95": difference.ci95, "p": p, "told_apart": p < LEVEL}
+        for difference, p in zip(differences, corrected, strict=True)
+    ]

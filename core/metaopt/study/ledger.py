@@ -1,7 +1,7 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
@@ -19,12 +21,16 @@ from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import whole
 from metaopt.study.crew import LOST
+from metaopt.study.leaderboard import ranked
 from metaopt.study.space import Params
+from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
-MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.report_tasks")
+SCORES = "scores"
+"""The folder in a run folder that holds the scores of complete trials, task by task."""
+MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.repeats", "evaluation.report_tasks")
 """Keys of a study file that may differ when a study goes on."""
 
 
@@ -68,6 +74,8 @@ class Ledger:
             _refuse_changes(stored, described)
         self.results = results(self.optuna)
         """Every finished trial."""
+        self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
+        """The number and the scores of the best trial when it was last asked for."""
         self._take_up()
 
     def ask(self, deadline: float = math.inf) -> Job:
@@ -89,15 +97,46 @@ class Ledger:
             deadline=deadline,
         )
 
-    def report(self, number: int, progress: float, value: float) -> bool:
-        """Note a trial's score at a share of its budget; return whether it is hopeless."""
-        trial = self.running[number]
-        if not math.isfinite(value):
+    def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
+        """Note a trial's scores so far, task by task, at a share of its meta-training; return whether it is hopeless.
+
+        On the way it is held against the other trials there, at the end against the best trial on the same tasks.
+        """
+        values = self._contributions(scores)
+        if not np.isfinite(values).all():
             return False  # its end will say why
+        if progress < 1.0:
+            self._note(number, progress, float(values.mean()))
+            return bool(self.running[number].should_prune())
+        best = self._best()
+        if best is None:
+            return False
+        theirs = self._contributions(best[: len(scores)])
+        maximize = self.bench.objective.direction == "maximize"
+        if not is_beaten(values, theirs, self.bench.study.evaluation.tasks, maximize=maximize):
+            return False
+        # Tasks differ more than trials do: what the best made of the others corrects for which tasks were seen.
+        estimate = self._contributions(best).mean() + (values - theirs).mean()
+        self._note(number, progress, float(estimate))
+        return True
+
+    def _note(self, number: int, progress: float, value: float) -> None:
         reported = self.optuna.get_trials(deepcopy=False)[number].intermediate_values  # by an earlier attempt too
         if (step := round(100 * progress)) not in reported:
-            trial.report(value, step)
-        return bool(trial.should_prune())
+            self.running[number].report(value, step)
+
+    def _best(self) -> NDArray[np.float64] | None:
+        """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
+        best = next(iter(ranked(self.bench, self.results)), None)
+        if best and best.number != self.leader[0]:
+            scores = read_scores(self.folder / SCORES / f"{best.number:05d}.npy")
+            complete = scores is not None and len(scores) == self.bench.study.evaluation.tasks
+            self.leader = best.number, scores if complete else None
+        return self.leader[1] if best else None
+
+    def _contributions(self, scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = self.bench.objective.contributions(torch.tensor(np.asarray(scores))).numpy()
+        return values
 
     def tell(self, done: Done) -> bool:
         """Store a finished trial; return False where it was lost and waits to be run again."""
@@ -110,10 +149,7 @@ class Ledger:
             self.again.append(trial)
             return False
         if done.per_task:
-            scores = self.folder / "scores"
-            scores.mkdir(exist_ok=True)
-            with whole(scores / f"{result.number:05d}.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, np.array(done.per_task), allow_pickle=False)
+            write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task)
         trial.set_user_attr("result", asdict(result))
         self._close(result)
         self.results.append(result)
@@ -182,6 +218,22 @@ class SeededTPE(BaseSampler):
 
     def _of(self, trial: FrozenTrial, *names: str) -> TPESampler:
         return TPESampler(seed=seeds.derive(self.seed, "sampler", trial.number, *names) % 2**32, n_startup_trials=10)
+
+
+def write_scores(path: Path, per_task: Sequence[float]) -> None:
+    """Write scores task by task, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(per_task, np.float64), allow_pickle=False)
+
+
+def read_scores(path: Path) -> NDArray[np.float64] | None:
+    """Return the scores in a file, (n_tasks,); None where it is missing or damaged."""
+    try:
+        scores: NDArray[np.float64] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return scores if scores.ndim == 1 and scores.dtype == np.float64 else None
 
 
 def results(study: optuna.Study) -> list[TrialResult]:

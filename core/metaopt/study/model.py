@@ -46,7 +46,11 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
 
 
 def load(folder: Path, registry: Registry, device: torch.device) -> tuple[Learner, Bench, dict[str, Any]]:
-    """Return a saved learner, the bench to score it on, and its config. Raises UserError where it cannot be read."""
+    """Return a saved learner, the bench to score it on, and its config. Raises UserError where it cannot be read.
+
+    `folder` is the model's, or the run folder that holds it as `best`.
+    """
+    folder = folder / "best" if (folder / "best" / CONFIG).exists() else folder
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not (isinstance(config, dict) and {"study", "params", "seed", "transductive"} <= config.keys()):

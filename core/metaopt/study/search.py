@@ -2,23 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors.torch import load_file
 
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
-from metaopt.study import file, leaderboard, model
+from metaopt.study import file, leaderboard, model, tested
 from metaopt.study.crew import Alone, Crew, Workers
 from metaopt.study.folder import owned
-from metaopt.study.ledger import Ledger
+from metaopt.study.ledger import Ledger, write_scores
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import INTERRUPTED, Bench, Job, Stop, TrialResult, until
+from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, Stop, TrialResult, until
 from metaopt.train import Budget, Scores
+
+FINALISTS = "finalists"
+"""The folder in a run folder that holds finalists' weights and scores, by trial and repeat: 00012-0.npy."""
+REPORT_SCORES = "report.npy"
+"""The winner's scores on the test pool, task by task."""
 
 
 class Watcher(Protocol):
@@ -32,11 +38,15 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the best few trials: its score in the search, and of its pipeline meta-trained anew on fresh tasks."""
+    """One of the best few trials, and its pipeline meta-trained anew, once or more, and scored on fresh tasks."""
 
     search: TrialResult
-    fresh: TrialResult
+    repeats: tuple[Done, ...]
+    """In the order of their seeds; the first is the model that is kept."""
     weights: Path
+    """Of that first one."""
+    fresh: Scores
+    """Task by task the mean over the repeats."""
 
 
 def run(
@@ -76,12 +86,18 @@ def run(
         if finalists and not stopped():
             watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
             report = _report(bench, finalists[0], stopped)
+        if report:
+            write_scores(folder / REPORT_SCORES, report.per_task.tolist())
+            tested.begin(folder)
+            tested.note(folder, "report", trial=finalists[0].search.number, tasks=len(report.per_task))
         seconds = spent + time.monotonic() - started
         status = "finished" if report else "interrupted" if stopped() else "failed"
         finalists = finalists if report else []
-        board = leaderboard.build(bench, ledger.results, finalists, fallen, report, seconds, status)
+        board = leaderboard.build(
+            bench, ledger.results, finalists, fallen, report, seconds, status, tested.read(folder)
+        )
         if report:
-            model.save(folder / "best", bench, finalists[0].fresh, finalists[0].weights, board)
+            model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
         return board
 
@@ -97,7 +113,8 @@ def _refuse_another(name: str, path: Path) -> None:
 def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
     """Tell whether an earlier run came to its end and this one asks for no more of anything."""
     if earlier["status"] != "finished" or any(
-        earlier["limits"].get(key) != getattr(bench.study.evaluation, key) for key in ("finalists", "report_tasks")
+        earlier["limits"].get(key) != getattr(bench.study.evaluation, key)
+        for key in ("finalists", "repeats", "report_tasks")
     ):
         return False
     timeout, before = bench.study.timeout, earlier["limits"]["timeout"]
@@ -135,7 +152,10 @@ def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
         return 0.1 * bench.study.timeout
     tasks = bench.study.evaluation.report_tasks
     scoring = [result.evaluation_seconds / result.tasks * tasks for result in best]
-    each = [result.seconds - result.evaluation_seconds + s for result, s in zip(best, scoring, strict=True)]
+    each = [
+        bench.study.evaluation.repeats * (result.seconds - result.evaluation_seconds + s)
+        for result, s in zip(best, scoring, strict=True)
+    ]
     return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring))
 
 
@@ -146,45 +166,70 @@ def _finalists(
 
     Returns beside them what failed on that way.
     """
-    chosen = leaderboard.ranked(bench, ledger.results)[: bench.study.evaluation.finalists]
+    evaluation = bench.study.evaluation
+    chosen = leaderboard.ranked(bench, ledger.results)[: evaluation.finalists]
     if not chosen or stopped():
         return [], []
-    watcher.phase(f"meta-training {len(chosen)} finalists anew, for {bench.study.evaluation.report_tasks} fresh tasks")
-    (folder / "finalists").mkdir(exist_ok=True)
-    waiting = [
-        Job(
-            number=result.number,
-            params=result.params,
-            seed=seeds.derive(bench.study.seed, "finalist", result.number),
-            budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
-            pool=bench.study.search_on,
-            purpose="finalists",
-            n_tasks=bench.study.evaluation.report_tasks,
-            save_to=folder / "finalists" / f"{result.number:05d}.safetensors",
-        )
-        for result in chosen
-    ]
-    search, files = {result.number: result for result in chosen}, {job.number: job.save_to for job in waiting}
-    finalists, fallen = [], []
+    times = f", {evaluation.repeats} times each" if evaluation.repeats > 1 else ""
+    watcher.phase(f"meta-training {len(chosen)} finalists anew{times}, for {evaluation.report_tasks} fresh tasks")
+    (folder / FINALISTS).mkdir(exist_ok=True)
+    waiting = [_again(bench, result, repeat, folder) for result in chosen for repeat in range(evaluation.repeats)]
+    files = {job.seed: job.save_to for job in waiting if job.save_to}
+    came: dict[int, Done] = {}
+    fallen: dict[int, TrialResult] = {}
     while (waiting and not stopped()) or crew.busy:
         while waiting and crew.idle and not stopped():
             crew.start(waiting.pop(0))
-        for fresh in (done.result for done in crew.wait()):
-            weights = files[fresh.number]
-            if fresh.state == "complete" and weights:
-                finalists.append(Finalist(search[fresh.number], fresh, weights))
+        for done in crew.wait():
+            fresh = done.result
+            came[fresh.seed] = done
+            if fresh.state == "complete":
+                write_scores(files[fresh.seed].with_suffix(".npy"), done.per_task)
             elif fresh.reason != INTERRUPTED:
-                fallen.append(replace(fresh, reason=f"as a finalist: {fresh.reason}"))
+                fallen[fresh.number] = replace(fresh, reason=f"as a finalist: {fresh.reason}")
                 watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
-    order = [result.number for result in leaderboard.ranked(bench, [finalist.fresh for finalist in finalists])]
-    return sorted(finalists, key=lambda finalist: order.index(finalist.search.number)), fallen
+    finalists = []
+    for result in chosen:
+        own = [_seed(bench, result, repeat) for repeat in range(evaluation.repeats)]
+        repeats = tuple(came[seed] for seed in own if seed in came and came[seed].result.state == "complete")
+        if len(repeats) == evaluation.repeats:
+            finalists.append(Finalist(result, repeats, files[own[0]], _mean(bench, repeats)))
+    sign = -1 if bench.objective.direction == "maximize" else 1
+    finalists.sort(key=lambda finalist: (sign * finalist.fresh.mean, finalist.search.number))
+    return finalists, list(fallen.values())
+
+
+def _again(bench: Bench, result: TrialResult, repeat: int, folder: Path) -> Job:
+    """Return the job that meta-trains a trial's pipeline once more, as long, with a fresh seed, for fresh tasks."""
+    return Job(
+        number=result.number,
+        params=result.params,
+        seed=_seed(bench, result, repeat),
+        budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
+        pool=bench.study.search_on,
+        purpose="finalists",
+        n_tasks=bench.study.evaluation.report_tasks,
+        save_to=folder / FINALISTS / f"{result.number:05d}-{repeat}.safetensors",
+    )
+
+
+def _seed(bench: Bench, result: TrialResult, repeat: int) -> int:
+    return seeds.derive(bench.study.seed, "finalist", result.number, repeat)
+
+
+def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
+    per_task = torch.tensor([done.per_task for done in repeats], dtype=torch.float64).mean(0)
+    not_finite = sum(done.result.not_finite for done in repeats)
+    return Scores(per_task, not_finite, bench.objective.contributions(per_task))
 
 
 def _report(bench: Bench, winner: Finalist, stopped: Callable[[], bool]) -> Scores | None:
     """Score the winner on test tasks; None where that was interrupted."""
-    learner = bench.build(winner.fresh.params, winner.fresh.seed)
+    kept = winner.repeats[0].result
+    learner = bench.build(kept.params, kept.seed)
     learner.load_state_dict(load_file(winner.weights))
+    check = until(math.inf, stopped)
     try:
-        return bench.score(learner, "test", "report", bench.study.evaluation.report_tasks, until(math.inf, stopped))
+        return bench.score(learner, "test", "report", bench.study.evaluation.report_tasks, lambda scores: check())
     except Stop:
         return None

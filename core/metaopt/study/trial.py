@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from metaopt import seeds
 from metaopt.errors import TrialError, UserError
@@ -20,12 +21,15 @@ from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import Params, section
+from metaopt.study.statistics import looks_at
 from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
 
 RUNGS = (0.25, 0.5)
 """Shares of a trial's budget at which it is scored on a few tasks and stopped where it is hopeless."""
 RUNG_TASKS = 50
+Report = Callable[[float, tuple[float, ...]], bool]
+"""Hears the share of meta-training done and the scores, task by task, so far; answers whether to prune."""
 INTERRUPTED = "interrupted"
 """The reason of a trial that the user interrupted: it will be run again."""
 
@@ -140,7 +144,12 @@ class Bench:
         return learner.to(self.device)
 
     def score(
-        self, learner: Learner, pool: Pool, purpose: str, n_tasks: int, at: Callable[[], None] = lambda: None
+        self,
+        learner: Learner,
+        pool: Pool,
+        purpose: str,
+        n_tasks: int,
+        at: Callable[[Tensor], None] = lambda scores: None,
     ) -> Scores:
         """Score a learner on the tasks that pool and purpose name; every learner gets the same ones."""
         return meta_test(
@@ -158,16 +167,17 @@ class Bench:
     def run(
         self,
         job: Job,
-        report: Callable[[float, float], bool] = lambda progress, value: False,
+        report: Report = lambda progress, scores: False,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Done:
-        """Carry out a job. `report(progress, value)` hears of rungs and answers whether to prune.
+        """Carry out a job. `report` hears of rungs and looks and answers whether to prune.
 
         Whatever a learner raises, or a score that is not finite, fails the trial and is its reason.
         """
         started = time.monotonic()
         result = TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed)
         training, scores = Training(), None
+        check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.prunable else []
 
         def note(so_far: Training) -> None:
             nonlocal training
@@ -181,7 +191,18 @@ class Bench:
                 result = replace(result, parameters=parameters)
                 note(self._train(learner, job, report, stopped, note))
                 trained = time.monotonic()
-                scores = self.score(learner, job.pool, job.purpose, job.n_tasks, until(job.deadline, stopped))
+
+                def race(so_far: Tensor) -> None:
+                    nonlocal result
+                    check()
+                    if looks and len(so_far) >= looks[0]:
+                        while looks and len(so_far) >= looks[0]:
+                            looks.pop(0)
+                        if report(1.0, tuple(so_far.tolist())):
+                            result = replace(result, tasks=len(so_far))
+                            raise Stop(f"beaten by the best so far on {len(so_far)} of {job.n_tasks} tasks")
+
+                scores = self.score(learner, job.pool, job.purpose, job.n_tasks, race)
                 result = replace(result, evaluation_seconds=time.monotonic() - trained)
             if job.save_to:
                 tensors = {  # copies, as one tensor under two names cannot be saved
@@ -222,7 +243,7 @@ class Bench:
         self,
         learner: Learner,
         job: Job,
-        report: Callable[[float, float], bool],
+        report: Report,
         stopped: Callable[[], bool],
         note: Callable[[Training], None],
     ) -> Training:
@@ -235,9 +256,9 @@ class Bench:
             if rungs and training.progress >= rungs[0]:
                 rung = rungs.pop(0)
                 n_tasks = min(RUNG_TASKS, job.n_tasks)
-                value = self.score(learner, job.pool, job.purpose, n_tasks, check).mean
+                scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check())
                 learner.train()
-                if report(rung, value):
+                if report(rung, tuple(scores.per_task.tolist())):
                     raise Stop(f"hopeless at {rung:.0%} of its budget")
 
         outer = Outer(**section(job.params, "outer"))

@@ -68,6 +68,8 @@ def leaves_its_inputs_untouched(cls: type[MetaObjective]) -> None:
 
 def better_predictions_never_score_worse(cls: type[MetaObjective]) -> None:
     """From a guess towards the truth, no step scores worse, and the truth scores better than the guess."""
+    if not cls.judges_predictions:
+        raise Skipped("it declares that it does not judge predictions")
     for spec, guess, perfect, truth in _predictions(cls):
         path = [
             _sign(cls) * _score(cls, spec, guess + share * (perfect - guess), truth)

@@ -169,7 +169,8 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "trials": 30,
         "timeout": None,
         "budget": {"tasks": 4000},
-        "evaluation": {"tasks": 200, "finalists": 3, "report_tasks": 1000},
+        "evaluation": {"tasks": 200, "finalists": 3, "repeats": 1, "report_tasks": 1000},
+        "prune": True,
         "executor": "auto",
         "seed": 0,
     }  # fmt: skip
@@ -415,7 +416,7 @@ def test_a_files_own_name_must_do_as_a_name_too(tmp_path: Path) -> None:
         ("tasks.n_way=true", "tasks.n_way: True must be 1"),
         ("tasks.train_way=5", "tasks.train_way: 5 must be 1"),
         ("objective=accuracy", "objective: 'accuracy' does not score regression tasks, which the sampler 'sinusoid' "
-                               "gives; choose one of: mse, r2"),
+                               "gives; choose one of: adaptation_time, mse, parameters, r2"),
         ("learners=[maml, protonet]", "learners.protonet: it learns classification and the sampler 'sinusoid' gives "
                                       "regression tasks; leave it out or take another sampler"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from metaopt.study import leaderboard
 from metaopt.study.file import resolve
 from metaopt.study.leaderboard import KEYS, build, interval, number, ranked, read
 from metaopt.study.search import Finalist
-from metaopt.study.trial import Bench, TrialResult
+from metaopt.study.trial import Bench, Done, TrialResult
 from metaopt.train import Scores
 
 REGISTRY = plugins.load()
@@ -39,6 +40,12 @@ def result(bench: Bench, number: int, mean: float | None, state: Any = "complete
 
 def report(*scores: float) -> Scores:
     return Scores(torch.tensor(scores, dtype=torch.float64), 0)
+
+
+def finalist(result: TrialResult, *scores: float) -> Finalist:
+    """Return a finalist with these fresh scores, task by task."""
+    fresh = report(*scores)
+    return Finalist(result, (Done(replace(result, mean=fresh.mean), scores),), Path("w"), fresh)
 
 
 @pytest.mark.parametrize(("sampler", "best"), [("glyphs", 0.9), ("sinusoid", 0.1)])
@@ -75,22 +82,43 @@ def test_the_ranking_does_not_depend_on_the_order_in_which_trials_ended(means: l
 def test_a_finished_study_has_all_that_the_contract_names() -> None:
     bench = bench_of()
     results = [result(bench, 0, 0.7), result(bench, 1, 0.9), result(bench, 2, None, "failed", reason="it raised")]
-    finalists = [Finalist(results[n], result(bench, n, 0.6 + n / 10), Path("w")) for n in (1, 0)]
+    finalists = [finalist(results[1], 0.6, 0.8, 0.7), finalist(results[0], 0.5, 0.6, 0.7)]
     board = build(bench, results, finalists, [], report(0.5, 0.7), 12.5, "finished")
     assert board.keys() == KEYS >= CONTRACT
     assert json.loads(json.dumps(board)) == board
     assert board["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
     winner, second = board["finalists"]
     assert winner.keys() >= ENTRY
-    assert (winner["rank"], winner["trial"], winner["search"]["mean"], winner["fresh"]["mean"]) == (1, 1, 0.9, 0.7)
+    assert (winner["rank"], winner["trial"], winner["search"]["mean"]) == (1, 1, 0.9)
+    assert winner["fresh"]["mean"] == pytest.approx(0.7)
     assert winner["report"] == {
         "pool": "test", "mean": 0.6, "ci95": pytest.approx(1.96 * 0.02**0.5 / 2**0.5), "tasks": 2, "median": 0.6,
         "not_finite": 0,
     }  # fmt: skip
     assert (second["rank"], second["trial"]) == (2, 0)
     assert second["report"] == second["fresh"] == {
-        "pool": "validation", "mean": 0.6, "ci95": 0.1, "tasks": 200, "median": 0.6, "not_finite": 0,
+        "pool": "validation", "mean": pytest.approx(0.6), "ci95": pytest.approx(1.96 * 0.1 / 3**0.5), "tasks": 3,
+        "median": 0.6, "not_finite": 0, "repeats": [pytest.approx(0.6)],
     }  # fmt: skip
+    assert winner["behind"] is None
+    assert second["behind"]["mean"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("sampler", "better"), [("glyphs", 0.2), ("sinusoid", -0.2)])
+def test_finalists_are_told_apart_from_the_winner_by_their_scores_on_the_same_tasks(
+    sampler: str, better: float
+) -> None:
+    bench, draw = bench_of(sampler), torch.Generator().manual_seed(0)
+    luck = torch.randn(200, generator=draw, dtype=torch.float64)  # of the tasks, larger than any difference
+    noise = 0.1 * torch.randn(2, 200, generator=draw, dtype=torch.float64)
+    scores = [luck + better, luck + noise[0], luck + better + noise[1]]
+    finalists = [finalist(result(bench, n, 0.5), *one.tolist()) for n, one in enumerate(scores)]
+    _, worse, alike = build(bench, [], finalists, [], report(0.5, 0.7), 1.0, "finished")["finalists"]
+    assert worse["behind"]["told_apart"]
+    assert worse["behind"]["mean"] == pytest.approx(0.2, abs=0.03), "positive is worse, whichever way is better"
+    assert worse["behind"]["ci95"] == pytest.approx(0.1 * 1.96 / 200**0.5, rel=0.2)
+    assert worse["fresh"]["ci95"] > 5 * worse["behind"]["ci95"], "common tasks halve the noise, and more"
+    assert not alike["behind"]["told_apart"]
 
 
 def test_an_interrupted_study_shows_its_best_trials_and_reports_nothing() -> None:

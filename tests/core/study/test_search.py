@@ -26,6 +26,7 @@ from metaopt.study.search import run
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import Bench, Job, TrialResult
 from metaopt.terminal import Quiet
+from metaopt.train import Budget
 
 # A task sampler that notes what is drawn from it, learners with peculiar fates, and an observer.
 LAB = '''
@@ -221,7 +222,8 @@ def test_a_study_of_pictures_ends_with_a_winner_and_all_that_it_promises(tmp_pat
             assert 0.0 <= score["mean"] <= 1.0
             assert 0.0 <= score["ci95"] < 1.0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "best"}
+    assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "report.npy",
+                     "tested.jsonl", "best"}  # fmt: skip
     assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"weights.safetensors", "config.json"}
     strict: Any = json.loads((tmp_path / "run" / "leaderboard.json").read_text(), parse_constant=pytest.fail)
     assert strict == board
@@ -239,7 +241,8 @@ def test_a_study_of_pictures_gives_the_same_leaderboard_twice(tmp_path: Path) ->
 
 
 def test_finalists_are_ranked_by_a_fresh_score_and_only_the_winner_sees_the_test_pool(lab: Any, tmp_path: Path) -> None:
-    board = study(tmp_path / "a", trials=8, learners=["toy", "blind", "protonet"])
+    evaluation = STUDY["evaluation"] | {"finalists": 6}
+    board = study(tmp_path / "a", trials=8, learners=["toy", "blind", "protonet"], evaluation=evaluation)
     winner, *others = board["finalists"]
     fresh = [entry["fresh"]["mean"] for entry in board["finalists"]]
     assert fresh == sorted(fresh, reverse=True)
@@ -556,6 +559,54 @@ def test_hopeless_trials_are_pruned_counted_and_no_default_is(lab: Any, tmp_path
     assert all(states[result["number"]] == "PRUNED" for result in pruned)
     unpruned = study(tmp_path / "b", trials=24, learners=["blind", "toy"], budget={"tasks": 40}, prune=False)
     assert unpruned["trials"] == {"complete": 24, "pruned": 0, "failed": 0}
+
+
+def test_a_trial_that_the_best_beats_on_the_same_tasks_is_spared_the_others(lab: Any, tmp_path: Path) -> None:
+    evaluation = STUDY["evaluation"] | {"tasks": 400, "finalists": 1}
+    board = study(tmp_path / "a", trials=10, learners=["blind"], evaluation=evaluation)
+    beaten = [one for one in results(tmp_path / "a") if (one["reason"] or "").startswith("beaten by the best so far")]
+    assert 1 <= len(beaten) <= board["trials"]["pruned"]
+    bench = bench_of(learners=["blind"], evaluation=evaluation)
+    for one in beaten:
+        assert one["state"] == "pruned"
+        assert 20 <= one["tasks"] < 400
+        assert one["reason"] == f"beaten by the best so far on {one['tasks']} of 400 tasks"
+        assert one["trained_tasks"] == 16
+        told = trials(tmp_path / "a")[one["number"]].intermediate_values[100]
+        job = Job(one["number"], one["params"], one["seed"], Budget(tasks=16), "validation", "search", 400)
+        full = bench.run(job).result
+        assert full.mean < board["finalists"][0]["search"]["mean"]
+        assert told == pytest.approx(full.mean, abs=0.05), "the sampler is told what all tasks would have given"
+
+
+def test_finalists_are_meta_trained_as_often_as_asked_and_their_first_model_is_kept(lab: Any, tmp_path: Path) -> None:
+    board = study(tmp_path / "a", trials=3, evaluation=STUDY["evaluation"] | {"finalists": 2, "repeats": 3})
+    names = sorted(path.name for path in (tmp_path / "a" / "finalists").iterdir())
+    expected = [
+        f"{entry['trial']:05d}-{repeat}.{kind}"
+        for entry in board["finalists"]
+        for repeat in range(3)
+        for kind in ("npy", "safetensors")
+    ]
+    assert names == sorted(expected)
+    for entry in board["finalists"]:
+        scores = [np.load(tmp_path / "a" / "finalists" / f"{entry['trial']:05d}-{repeat}.npy") for repeat in range(3)]
+        assert entry["fresh"]["repeats"] == [pytest.approx(one.mean()) for one in scores]
+        assert entry["fresh"]["mean"] == pytest.approx(np.mean(scores))
+        assert len(set(entry["fresh"]["repeats"])) > 1, "each from a seed of its own"
+    first = tmp_path / "a" / "finalists" / f"{board['finalists'][0]['trial']:05d}-0.safetensors"
+    assert first.read_bytes() == (tmp_path / "a" / "best" / "weights.safetensors").read_bytes()
+
+
+def test_every_scoring_of_the_test_pool_is_recorded_the_same_one_once(lab: Any, tmp_path: Path) -> None:
+    first = study(tmp_path / "a", trials=2)
+    assert first["tested"] == [{"what": "report", "trial": first["finalists"][0]["trial"], "tasks": 40}]
+    again = study(tmp_path / "a", trials=2, evaluation=STUDY["evaluation"] | {"report_tasks": 50})
+    assert [one["tasks"] for one in again["tested"]] == [40, 50]
+    (tmp_path / "a" / "leaderboard.json").unlink()
+    assert study(tmp_path / "a", trials=2, evaluation=STUDY["evaluation"] | {"report_tasks": 50}) == again | {
+        "seconds": pytest.approx(again["seconds"], abs=60)
+    }
 
 
 # Folders and storages

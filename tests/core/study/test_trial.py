@@ -254,15 +254,15 @@ def test_a_learner_that_cannot_be_built_does_not_keep_a_study_from_beginning(reg
 def test_a_trial_that_may_be_stopped_is_looked_at_after_a_quarter_and_a_half_of_its_budget(bench: Bench) -> None:
     seen = []
 
-    def report(progress: float, value: float) -> bool:
-        seen.append((progress, value))
+    def report(progress: float, scores: tuple[float, ...]) -> bool:
+        seen.append((progress, scores))
         return False
 
     bench.run(job_of(bench, "maml"), report)
     assert seen == [], "only a trial that may be pruned"
     looked_at = bench.run(job_of(bench, "maml", prunable=True), report)
     assert [progress for progress, _ in seen] == [0.25, 0.5]
-    assert all(0.0 <= value <= 1.0 for _, value in seen)
+    assert all(len(scores) == 30 and 0.0 <= min(scores) <= max(scores) <= 1.0 for _, scores in seen)
     assert timeless(looked_at) == timeless(bench.run(job_of(bench, "maml"))), "to look at it changes nothing"
 
 
@@ -270,6 +270,26 @@ def test_a_hopeless_trial_is_pruned_where_it_was_found_so(bench: Bench) -> None:
     done = bench.run(job_of(bench, "maml", prunable=True), lambda progress, value: progress == 0.5)
     assert (done.result.state, done.result.reason) == ("pruned", "hopeless at 50% of its budget")
     assert (done.result.trained_tasks, done.result.planned_tasks, done.result.mean) == (20, 40, None)
+
+
+def test_a_trained_trial_is_looked_at_after_20_40_80_160_and_320_tasks_or_soon_after(bench: Bench) -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def report(progress: float, scores: tuple[float, ...]) -> bool:
+        if progress == 1.0:
+            seen.append(scores)
+        return False
+
+    job = job_of(bench, prunable=True, n_tasks=600)
+    done = bench.run(job, report)
+    assert [len(scores) for scores in seen] == [32, 48, 80, 160, 320], "tasks are computed sixteen at once"
+    assert all(scores == done.per_task[: len(scores)] for scores in seen)
+    stopped = bench.run(job, lambda progress, scores: progress == 1.0 and len(scores) == 80)
+    assert (stopped.result.state, stopped.result.reason) == ("pruned", "beaten by the best so far on 80 of 600 tasks")
+    assert (stopped.result.tasks, stopped.result.mean, stopped.per_task) == (80, None, ())
+    seen.clear()
+    bench.run(job_of(bench, n_tasks=600), report)
+    assert seen == [], "only a trial that may be pruned"
 
 
 def test_a_trial_ends_at_its_deadline_and_where_the_study_is_interrupted(bench: Bench) -> None:
