@@ -5,8 +5,10 @@ tests/test_docs.py fails where the file is not what the docstrings give.
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,12 @@ def _lines() -> Iterator[str]:
 
 def _function(function: Callable[..., Any], level: str = "###") -> Iterator[str]:
     yield f"{level} `{function.__name__}{_signature(function)}`\n"
-    yield f"{inspect.getdoc(function) or ''}\n"
+    yield re.sub(r"^    (\w+): ", r"- `\1`: ", inspect.getdoc(function) or "", flags=re.MULTILINE) + "\n"
 
 
 def _class(cls: type) -> Iterator[str]:
-    yield f"### `{cls.__module__}.{cls.__name__}`\n"
+    made_by = "" if is_dataclass(cls) or "__init__" not in vars(cls) else _signature(cls)
+    yield f"### `{cls.__module__}.{cls.__name__}{made_by}`\n"
     yield f"{_indented_as_code(inspect.getdoc(cls) or '')}\n"
     attributes = list(_attributes(cls))
     yield from attributes
@@ -91,7 +94,11 @@ def _attributes(cls: type) -> Iterator[str]:
 
 
 def _signature(function: Callable[..., Any]) -> str:
-    return str(inspect.signature(function)).replace("'", "").replace('"', "")
+    signature = inspect.signature(function)
+    if inspect.isclass(function):
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
+    text = re.sub(r"\b[A-Za-z_.]+\.(?=[A-Z])", "", str(signature))  # a type without its module
+    return re.sub(r"'([A-Z][^']*)'", r"\1", text)  # nor quotes
 
 
 def _one_line(documented: object) -> str:

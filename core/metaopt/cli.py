@@ -206,6 +206,8 @@ def _plugin_check(options: argparse.Namespace) -> int:
         chosen, things = report.named(registry, options.name)
     except UserError:
         if not path.exists():
+            if path.suffix == ".py" or len(path.parts) > 1:
+                raise UserError(f"{path} does not exist; give a project's folder, a package or a .py file") from None
             raise
         (registry, chosen), things = project.load(path), []
     with redirect_stdout(sys.stderr):  # of what the plugin prints; the report alone goes to stdout

@@ -33,6 +33,8 @@ GROUP = "metaopt"
 """The group of entry points in which plugins are found."""
 BUILT_IN = "metaopt-fewshot"
 """The distribution whose plugins load first, so that no other can take their names."""
+NOT_INSTALLED = "(not installed)"
+"""Ends the version of a plugin that is checked where it lies: whoever reads of it can mend it."""
 LEAVE_OUT = "METAOPT_DISABLE_PLUGINS"
 """The environment variable that names, by comma, the entry points to leave out."""
 
@@ -253,6 +255,8 @@ def _reason(error: BaseException, module: str, plugin: Plugin) -> str:
         if (name := str(frame.f_globals.get("__name__"))).partition(".")[0] == package
     ]
     where = own[-1] if own else ""
+    if plugin.version.endswith(NOT_INSTALLED):
+        return f"{what}{where}; mend that"
     return f"{what}{where}; update or uninstall {plugin.distribution}, or set {LEAVE_OUT}={plugin.name}"
 
 

@@ -7,11 +7,12 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata, util
+from keyword import iskeyword
 from pathlib import Path
 
 from metaopt import plugins
 from metaopt.errors import UserError
-from metaopt.plugins import CONTRACTS, GROUP, Plugin, Registry
+from metaopt.plugins import CONTRACTS, GROUP, NOT_INSTALLED, Plugin, Registry
 
 TEMPLATES = Path(__file__).parent / "template"
 KINDS: Mapping[str, str] = {"learner": "learners", "task_sampler": "task_samplers", "meta_objective": "meta_objectives"}
@@ -87,21 +88,21 @@ def _project(path: Path) -> tuple[_Uninstalled, list[Path]]:
     if path.suffix == ".py" or ((path / "__init__.py").is_file() and not toml.exists()):
         if not path.stem.isidentifier():
             raise UserError(f"{path.name} cannot be imported; rename it to letters, digits and underscores")
-        return _Uninstalled(path.name, "(not installed)", {path.stem: path.stem}), [path.parent]
+        return _Uninstalled(path.name, NOT_INSTALLED, {path.stem: path.stem}), [path.parent]
     if not toml.is_file():
         raise UserError(f"{path} is no project; give a folder with a pyproject.toml, a package, or a .py file")
     try:
-        project = tomllib.loads(toml.read_text(encoding="utf-8")).get("project", {})
+        said = tomllib.loads(toml.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {toml}: {error}; mend it") from None
-    entry_points = project.get("entry-points", {}).get(GROUP)
-    if not entry_points:
-        raise UserError(
-            f"{toml} names no plugin; add a table [project.entry-points.{GROUP}] with a line such as mine = "
-            '"the_module"'
-        )
-    name, version = project.get("name", path.name), project.get("version", "")
-    return _Uninstalled(name, f"{version} (not installed)".strip(), entry_points), [path, path / "src"]
+    match said:
+        case {"project": {"entry-points": {plugins.GROUP: {**entry_points}}, **project}} if entry_points:
+            name, version = str(project.get("name", path.name)), f"{project.get('version', '')} {NOT_INSTALLED}"
+            values = {str(name): str(value) for name, value in entry_points.items()}
+            return _Uninstalled(name, version.strip(), values), [path, path / "src"]
+    raise UserError(
+        f'{toml} names no plugin; add a table [project.entry-points.{GROUP}] with a line such as mine = "the_module"'
+    )
 
 
 def _refuse_bad_or_taken(name: str, kind: str, registry: Registry) -> None:
@@ -121,7 +122,8 @@ def _refuse_bad_or_taken(name: str, kind: str, registry: Registry) -> None:
     if any(metadata.distributions(name=distribution)) or util.find_spec(module):
         raise UserError(f"{distribution} is installed already; choose another name")
     hidden = _filled("Placeholder", name)
-    if any(re.search(rf"\b{hidden}\b", file.read_text(encoding="utf-8")) for file in _files(kind)):
+    texts = [file.read_text(encoding="utf-8") for file in _files(kind)]
+    if iskeyword(hidden) or any(re.search(rf"\b{hidden}\b", text) for text in texts):
         raise UserError(f"a class {hidden} would hide what the project needs by that name; choose another name")
 
 
