@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metaopt.plugins import LEAVE_OUT
 from metaopt.study.leaderboard import interval, number
 
 if TYPE_CHECKING:
@@ -217,6 +218,12 @@ def show_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
         for kind in ("task_samplers", "encoders", "learners", "meta_objectives"):
             if plugin[kind]:
                 out.print(f"  {kind.replace('_', ' ')}: {', '.join(plugin[kind])}")
+        if plugin["observes"]:
+            out.print(f"  observes: {', '.join(plugin['observes'])}")
+        if plugin["note"]:
+            out.print(f"  note: {plugin['note']}", style="yellow")
+    if broken := [plugin["name"] for plugin in plugins if plugin["status"] == "broken"]:
+        out.print(f"to leave out what is broken: {LEAVE_OUT}={','.join(broken)}")
 
 
 def show_description(found: Mapping[str, Any]) -> None:
