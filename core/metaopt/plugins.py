@@ -220,7 +220,9 @@ def _hooks(entry_point: metadata.EntryPoint) -> PluginManager:
     callers = manager.get_hookcallers(module) or []
     for caller in callers:
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise UserError(f"{unknown('hook', caller.name, known)}, or update {BUILT_IN}: this is {__version__}")
+            raise UserError(
+                f"{unknown('hook', caller.name, known)} (or it needs a {BUILT_IN} newer than {__version__})"
+            )
     for name in known:
         if hasattr(module, name) and manager.parse_hookimpl_opts(module, name) is None:
             raise UserError(f"{name} is not marked as a hook; write @metaopt.hookimpl above it")

@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "unknown_hook": (
         returning("[]", "zzz"),
-        f"study_finished, trial_finished, or update metaopt-fewshot: this is {__version__}",
+        f"study_finished, trial_finished (or it needs a metaopt-fewshot newer than {__version__})",
     ),
     "no_hook": ("", "acme_bad registers nothing: mark its hooks with @metaopt.hookimpl"),
     "hook_without_mark": (
