@@ -1,7 +1,7 @@
 """What third parties do: write plugins, install them beside metaopt in an environment of their own, and use them.
 
-One environment holds metaopt's wheel, a new project of each kind, a plugin written for the first version of metaopt, and
-eleven plugins that are broken or ill-behaved, each in its own way: tests/third_party/broken.
+One environment holds metaopt's wheel, a new project of each kind, a plugin written for the first version of metaopt,
+and eleven plugins that are broken or ill-behaved, each in its own way: tests/third_party/broken.
 """
 
 import json
@@ -91,14 +91,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 # Eleven plugins that are broken or ill-behaved
 
 REASONS = {
-    "raises": "RuntimeError: the licence server cannot be reached (acme_raises, line 3); update or uninstall acme-raises",
+    "raises": "RuntimeError: the licence server cannot be reached (acme_raises, line 3); update or uninstall acme-",
     "exits": "SystemExit: no GPU, no service (acme_exits, line 5); update or uninstall acme-exits",
     "misspelt": "no hook named 'register_learner'; did you mean 'register_learners'?",
     "unmarked": "register_learners is not marked as a hook; write @metaopt.hookimpl above it",
     "instance": " is not a subclass of metaopt.learner.Learner",
-    "taken": "the learner 'protonet' of the plugin 'taken' of acme-taken 1.0 is already provided by the plugin 'metric'",
-    "lacking": "No module named 'acme_absent' (acme_lacking, line 3); install what brings that module, update or uninst",
-    "newer": "no hook named 'register_schedules'; did you mean 'register_encoders'? (or it needs a metaopt-fewshot newer",
+    "taken": "the learner 'protonet' of the plugin 'taken' of acme-taken 1.0 is already provided by the plugin 'met",
+    "lacking": "No module named 'acme_absent' (acme_lacking, line 3); install what brings that module, update ",
+    "newer": "no hook named 'register_schedules'; did you mean 'register_encoders'? (or it needs a metaopt-fewshot n",
     "unfrozen": "Config'>; it must be a dataclass with @dataclass(frozen=True) above it",
 }
 NOTES = {
