@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow  set up, run the slow tests: minutes of meta-training each"
 	@echo "make check      what CI runs: format, lint, types, import rules, tests"
 	@echo "make format     format the code"
-	@echo "make readme     fill the README's blocks from docs/results and the commands"
+	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -45,6 +45,7 @@ check: .venv/dev
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
+	$(BIN)/python docs/reference.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

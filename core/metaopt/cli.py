@@ -78,6 +78,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME")
     _json(one)
 
+    check = _command(
+        plugin, "check", _plugin_check, "check that a plugin, or one thing it provides, keeps the contract"
+    )
+    check.add_argument("name", metavar="NAME", help="a plugin, a learner, …; or the path of a project or a .py file")
+    check.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of a task sampler: root=DIR"
+    )
+    _json(check)
+    new = _command(plugin, "new", _plugin_new, "write a plugin's project: complete, working, ready for pip install -e")
+    new.add_argument("name", metavar="NAME", help="what it provides: lower-case letters, digits, underscores")
+    kinds = new.add_mutually_exclusive_group()
+    for flag, kind in (("learner", "learner"), ("task-sampler", "task_sampler"), ("objective", "meta_objective")):
+        noun = "a learner (the default)" if kind == "learner" else f"a {kind.replace('_', ' ')}"
+        kinds.add_argument(f"--{flag}", dest="kind", action="store_const", const=kind, default="learner", help=noun)
+    new.add_argument("--output", type=Path, metavar="DIR", help="the project's folder (default: metaopt-NAME)")
+    _json(new)
+
     evaluate = _command(commands, "evaluate", _evaluate, "score a study's winner again, on fresh test tasks")
     evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
@@ -199,6 +216,39 @@ def _plugin_show(options: argparse.Namespace) -> int:
 
     found = catalog.describe(plugins.load(), options.name)
     _print_json(found) if options.json else terminal.show_description(found)
+    return 0
+
+
+def _plugin_check(options: argparse.Namespace) -> int:
+    from contextlib import redirect_stdout
+    from dataclasses import asdict
+
+    from metaopt import plugins, project, terminal
+    from metaopt.testing import report
+
+    registry, path = plugins.load(), Path(options.name)
+    try:
+        chosen, things = report.named(registry, options.name)
+    except UserError:
+        if not path.exists():
+            if path.suffix == ".py" or len(path.parts) > 1:
+                raise UserError(f"{path} does not exist; give a project's folder, a package or a .py file") from None
+            raise
+        (registry, chosen), things = project.load(path), []
+    with redirect_stdout(sys.stderr):  # of what the plugin prints; the report alone goes to stdout
+        reports = list(report.check(registry, chosen, things, options.set))
+    found = [asdict(one) for one in reports]
+    _print_json({"checked": found}) if options.json else terminal.show_checks(found)
+    return 1 if any(verdict.status == "failed" for one in reports for verdict in one.checks) else 0
+
+
+def _plugin_new(options: argparse.Namespace) -> int:
+    from metaopt import plugins, project, terminal
+
+    folder = project.create(options.name, options.kind, options.output, plugins.load())
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    made = {"name": options.name, "kind": options.kind, "folder": str(folder), "files": files}
+    _print_json(made) if options.json else terminal.show_project(made)
     return 0
 
 

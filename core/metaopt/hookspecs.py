@@ -1,7 +1,8 @@
 """The whole extension surface: what a plugin may provide.
 
 A plugin is a module named by an entry point of the group `metaopt`. Hooks return classes, once, when plugins load;
-nothing in a training loop is a hook.
+nothing in a training loop is a hook. A plugin leaves out the arguments of a hook that it does not need; later versions
+may give more of them.
 """
 
 from collections.abc import Iterable
@@ -10,6 +11,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
     from metaopt.learner import Learner
     from metaopt.nn import Encoder
     from metaopt.objective import MetaObjective
@@ -45,5 +50,16 @@ def register_meta_objectives() -> "Iterable[type[MetaObjective]]":
 
 
 @hookspec
-def trial_finished(result: "TrialResult") -> None:
-    """Observe a finished trial, once, after its score is stored. A failure here never spoils a study."""
+def trial_finished(result: "TrialResult", study: "Mapping[str, Any]", folder: "Path") -> None:
+    """Observe a finished trial, once, after its score is stored. A failure here never spoils a study.
+
+    `study` is the study file, resolved, and `folder` the run folder.
+    """
+
+
+@hookspec
+def study_finished(leaderboard: "Mapping[str, Any]", study: "Mapping[str, Any]", folder: "Path") -> None:
+    """Observe a study that came to its end, after all is stored. A failure here never spoils it.
+
+    `leaderboard` is what `leaderboard.json` holds. A study that is given more trials later ends again.
+    """

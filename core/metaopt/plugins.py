@@ -4,22 +4,26 @@ A plugin is taken whole or not at all, and a broken one disturbs nothing but its
 of its own: what it registers cannot reach another, and who returned what needs no asking.
 """
 
+import copy
 import dataclasses
+import io
 import logging
 import os
 import re
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from pluggy import PluginManager
+from pluggy import PluginManager, PluginValidationError
 
-from metaopt import hookspecs
+from metaopt import __version__, hookspecs
 from metaopt.errors import UserError, unknown
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
@@ -33,6 +37,10 @@ GROUP = "metaopt"
 """The group of entry points in which plugins are found."""
 BUILT_IN = "metaopt-fewshot"
 """The distribution whose plugins load first, so that no other can take their names."""
+NOT_INSTALLED = "(not installed)"
+"""Ends the version of a plugin that is checked where it lies: whoever reads of it can mend it."""
+SLOW = 1.0
+"""Seconds, after which a third party's plugin is said to load slowly: everybody waits for it, whatever they do."""
 LEAVE_OUT = "METAOPT_DISABLE_PLUGINS"
 """The environment variable that names, by comma, the entry points to leave out."""
 
@@ -43,6 +51,8 @@ CONTRACTS: Mapping[str, tuple[str, type]] = {
     "meta_objectives": ("meta-objective", MetaObjective),
 }
 """What plugins provide: `register_<key>` returns subclasses of the contract, which messages call by its noun."""
+OBSERVERS = ("trial_finished", "study_finished")
+"""The hooks that observe."""
 
 Class = TypeVar("Class", bound=type)
 log = logging.getLogger(__name__)
@@ -58,10 +68,14 @@ class Plugin:
     version: str
     status: Literal["ok", "broken"]
     error: str | None = None
+    note: str | None = None
+    """What its author should change though it works, in one line."""
     task_samplers: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
     learners: tuple[str, ...] = ()
     meta_objectives: tuple[str, ...] = ()
+    observes: tuple[str, ...] = ()
+    """The hooks by which it observes studies."""
 
     def __str__(self) -> str:
         return f"the plugin {self.name!r} of {self.distribution} {self.version}"
@@ -107,19 +121,29 @@ class Registry:
         """Return the plugin that provides a class of this registry. KeyError where none does."""
         return self._providers[provided]
 
-    def notify(self, result: "TrialResult") -> None:
-        """Show a finished trial to every plugin. A plugin's first failure is logged as a warning, others as debug."""
+    def trial_finished(self, result: "TrialResult", study: Mapping[str, Any], folder: Path) -> None:
+        """Show a finished trial to every plugin."""
+        self._show("trial_finished", result=result, study=study, folder=folder)
+
+    def study_finished(self, leaderboard: Mapping[str, Any], study: Mapping[str, Any], folder: Path) -> None:
+        """Show the leaderboard of a study that came to its end to every plugin."""
+        self._show("study_finished", leaderboard=leaderboard, study=study, folder=folder)
+
+    def _show(self, hook: str, **shown: Any) -> None:
+        """Call a hook of every plugin, with copies. The first failure of a plugin is a warning, others are debug."""
         for plugin, hooks in self._hooks.items():
+            if hook not in plugin.observes:
+                continue
             try:
                 with redirect_stdout(sys.stderr):
-                    hooks.hook.trial_finished(result=result)
+                    getattr(hooks.hook, hook)(**copy.deepcopy(shown))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit too: no observer ends a study
                 level = logging.DEBUG if plugin in self._failed_to_observe else logging.WARNING
                 self._failed_to_observe.add(plugin)
                 module = hooks.list_name_plugin()[0][0]
-                log.log(level, "%s failed in trial_finished: %s", plugin, _reason(error, module, plugin))
+                log.log(level, "%s failed in %s: %s", plugin, hook, _reason(error, module, plugin))
 
 
 def load(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
@@ -134,10 +158,12 @@ def load(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
     managers: dict[Plugin, PluginManager] = {}
     for entry_point in _in_order(metadata.entry_points(group=GROUP) if entry_points is None else entry_points):
         plugin = Plugin(entry_point.name, *_distribution(entry_point), "ok")
+        printed, began = _ToStderr(), time.monotonic()
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(printed):
                 hooks = _hooks(entry_point)
                 classes = {kind: _returned(hooks, kind) for kind in CONTRACTS}
+            seconds = time.monotonic() - began
             _refuse_taken_names(plugin, classes, provided, providers)
         except KeyboardInterrupt:
             raise
@@ -146,7 +172,8 @@ def load(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
             plugins.append(dataclasses.replace(plugin, status="broken", error=reason))
             continue
         names: dict[str, Any] = {kind: tuple(named) for kind, named in classes.items()}
-        plugin = dataclasses.replace(plugin, **names)
+        observes = tuple(hook for hook in OBSERVERS if getattr(hooks.hook, hook).get_hookimpls())
+        plugin = dataclasses.replace(plugin, note=_note(plugin, printed.said, seconds), observes=observes, **names)
         plugins.append(plugin)
         managers[plugin] = hooks
         for kind, named in classes.items():
@@ -193,7 +220,9 @@ def _hooks(entry_point: metadata.EntryPoint) -> PluginManager:
     callers = manager.get_hookcallers(module) or []
     for caller in callers:
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise UserError(unknown("hook", caller.name, known))
+            raise UserError(
+                f"{unknown('hook', caller.name, known)} (or it needs a {BUILT_IN} newer than {__version__})"
+            )
     for name in known:
         if hasattr(module, name) and manager.parse_hookimpl_opts(module, name) is None:
             raise UserError(f"{name} is not marked as a hook; write @metaopt.hookimpl above it")
@@ -253,7 +282,47 @@ def _reason(error: BaseException, module: str, plugin: Plugin) -> str:
         if (name := str(frame.f_globals.get("__name__"))).partition(".")[0] == package
     ]
     where = own[-1] if own else ""
-    return f"{what}{where}; update or uninstall {plugin.distribution}, or set {LEAVE_OUT}={plugin.name}"
+    return f"{what}{where}; {_remedy(error, plugin)}"
+
+
+def _remedy(error: BaseException, plugin: Plugin) -> str:
+    """Say what the user of a broken plugin can do; where it is not installed, its author is the user."""
+    own = plugin.version.endswith(NOT_INSTALLED)
+    or_not = "" if own else f", or set {LEAVE_OUT}={plugin.name}"
+    of_metaopt = isinstance(error, ImportError) and str(error.name).partition(".")[0] == GROUP
+    if isinstance(error, PluginValidationError) or of_metaopt:
+        return (
+            f"it was written for another metaopt than {__version__}: update {BUILT_IN} or {plugin.distribution}{or_not}"
+        )
+    if own:
+        return "mend that"
+    if isinstance(error, ModuleNotFoundError):
+        return f"install what brings that module, update or uninstall {plugin.distribution}{or_not}"
+    return f"update or uninstall {plugin.distribution}{or_not}"
+
+
+def _note(plugin: Plugin, said: str, seconds: float) -> str | None:
+    """Say what should change about a plugin that loads."""
+    notes = []
+    if said:
+        shown = textwrap.shorten(said, 40, placeholder=" …")
+        notes.append(f"it printed {shown!r} while it loaded; let it log instead")
+    if seconds > SLOW and plugin.distribution != BUILT_IN:
+        notes.append(f"it took {seconds:.1f} s to load; let it import what is heavy in the functions that use it")
+    return "; ".join(notes) or None
+
+
+class _ToStderr(io.TextIOBase):
+    """Stands in for stdout while a plugin loads."""
+
+    said = ""
+
+    def write(self, text: str) -> int:
+        self.said += text
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metaopt.plugins import LEAVE_OUT
 from metaopt.study.leaderboard import interval, number
 
 if TYPE_CHECKING:
@@ -249,6 +251,12 @@ def show_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
         for kind in ("task_samplers", "encoders", "learners", "meta_objectives"):
             if plugin[kind]:
                 out.print(f"  {kind.replace('_', ' ')}: {', '.join(plugin[kind])}")
+        if plugin["observes"]:
+            out.print(f"  observes: {', '.join(plugin['observes'])}")
+        if plugin["note"]:
+            out.print(f"  note: {plugin['note']}", style="yellow")
+    if broken := [plugin["name"] for plugin in plugins if plugin["status"] == "broken"]:
+        out.print(f"to leave out what is broken: {LEAVE_OUT}={','.join(broken)}")
 
 
 def show_description(found: Mapping[str, Any]) -> None:
@@ -260,3 +268,33 @@ def show_description(found: Mapping[str, Any]) -> None:
         out.print(found["paper"])
     for name, parameter in found["parameters"].items():
         out.print(f"  {name:<16} {parameter['range']:<34} default {parameter['default']}")
+
+
+def show_checks(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Print what came of each check, thing by thing, and the sum."""
+    out, styles = console(), {"failed": "red", "skipped": "dim"}
+    count: Counter[str] = Counter()
+    for report in reports:
+        of = "" if report["kind"] == "plugin" else f" of {report['plugin']}"
+        out.print(
+            f"{report['name']}: {report['kind']}{of} ({report['distribution']} {report['version']})", style="bold"
+        )
+        for check in report["checks"]:
+            count[check["status"]] += 1
+            why = f": {check['reason']}" if check["reason"] else ""
+            out.print(f"  {check['status']:<8} {check['check']}{why}", style=styles.get(check["status"]))
+    out.print(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped")
+
+
+def show_project(made: Mapping[str, Any]) -> None:
+    """Print what was written, and what to do with it."""
+    out = console()
+    out.print(f"wrote {made['folder']}: {', '.join(made['files'])}")
+    for command in (
+        f"cd {made['folder']}",
+        'pip install -e ".[dev]"',
+        f"metaopt plugin check {made['name']}",
+        "pytest",
+        "metaopt study run study.yaml",
+    ):
+        out.print(f"  {command}")

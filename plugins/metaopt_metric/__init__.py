@@ -2,6 +2,7 @@
 
 from metaopt.hookspecs import hookimpl
 from metaopt.learner import Learner
+from metaopt_metric.frn import FRN
 from metaopt_metric.matching import MatchingNet
 from metaopt_metric.metaoptnet import MetaOptNet
 from metaopt_metric.protonet import ProtoNet
@@ -13,4 +14,4 @@ from metaopt_metric.simpleshot import SimpleShot
 @hookimpl
 def register_learners() -> list[type[Learner]]:
     """Return the built-in metric-based learners."""
-    return [MatchingNet, MetaOptNet, ProtoNet, R2D2, RelationNet, SimpleShot]
+    return [FRN, MatchingNet, MetaOptNet, ProtoNet, R2D2, RelationNet, SimpleShot]

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer  # type: ignore[import-untyped]
-from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
-from sklearn.preprocessing import OneHotEncoder, StandardScaler  # type: ignore[import-untyped]
 
 from metaopt.errors import UserError
 from metaopt.pools import ClassSampler, Split, apart, digest, divide, rows_of
@@ -63,17 +60,7 @@ class Table(ClassSampler):
         pools = apart(pools, np.stack(digests), labels.names, config)
         if not len(train := rows_of(pools["train"])):
             raise UserError("the train pool has no rows, to which features are fitted; give it classes")
-        number = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-        one_hot = OneHotEncoder(
-            sparse_output=False, handle_unknown="infrequent_if_exist", max_categories=config.max_categories
-        )
-        blocks = [
-            encoder.fit(block[train]).transform(block)
-            for encoder, block in ((number, numbers), (one_hot, categories))
-            if block.shape[1]
-        ]
-        with np.errstate(over="ignore"):
-            examples = np.hstack(blocks).astype(np.float32)  # (n, n_features)
+        examples = _encode(numbers, categories, train, config.max_categories)
         if len(odd := np.flatnonzero(~np.isfinite(examples).all(1))):
             raise UserError(f"{path}: row {odd[0] + 1} holds a number too far from those of the train pool; mend it")
         self.fill(torch.from_numpy(examples), pools)
@@ -111,3 +98,25 @@ def _numbers(values: Sequence[Any]) -> NDArray[np.float64] | None:
         return np.array([math.nan if is_missing(value) else float(value) for value in values])
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _encode(
+    numbers: NDArray[np.float64], categories: NDArray[np.object_], train: NDArray[np.int64], max_categories: int
+) -> NDArray[np.float32]:
+    """Return the features (n, n_features) of columns of numbers and of categories, fitted to `train` rows."""
+    from sklearn.impute import SimpleImputer  # type: ignore[import-untyped] # here, as sklearn takes a second to import
+    from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler  # type: ignore[import-untyped]
+
+    number = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    one_hot = OneHotEncoder(
+        sparse_output=False, handle_unknown="infrequent_if_exist", max_categories=max_categories, dtype=np.float32
+    )
+    blocks = [
+        encoder.fit(block[train]).transform(block)
+        for encoder, block in ((number, numbers), (one_hot, categories))
+        if block.shape[1]
+    ]
+    with np.errstate(over="ignore"):
+        features: NDArray[np.float32] = np.hstack(blocks).astype(np.float32)
+    return features

@@ -237,6 +237,98 @@ def test_a_learner_is_shown_with_ranges_defaults_provider_and_paper(run: Run) ->
         assert text in out
 
 
+FAULTY = """
+import torch
+from metaopt import hookimpl
+from metaopt.objective import MetaObjective
+
+class Sum(MetaObjective):
+    \"\"\"Errs: it adds up all tasks.\"\"\"
+    name = "faulty_sum"
+    direction = "maximize"
+    kinds = ("classification",)
+
+    def score(self, outcome):
+        print("chatter")
+        return torch.tensor([outcome.predictions.sum()])
+
+@hookimpl
+def register_meta_objectives():
+    return [Sum]
+"""
+
+
+@pytest.fixture
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep to this test what `plugin check PATH` puts on Python's path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def test_one_thing_or_a_whole_plugin_is_checked_by_name(run: Run) -> None:
+    code, out, err = run("plugin", "check", "mse")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == [
+        f"mse: meta-objective of objectives (metaopt-fewshot {__version__})",
+        "  ok       obeys_the_contract",
+    ]
+    assert re.fullmatch(r"\d+ ok, 0 failed, \d+ skipped", lines[-1])
+    code, out, _ = run("plugin", "check", "objectives", "--json")
+    whole = json.loads(out)["checked"]
+    assert (code, whole[0]["name"], whole[0]["kind"]) == (0, "objectives", "plugin")
+    assert {"accuracy", "mse", "calibration"} <= {one["name"] for one in whole[1:]}
+    for check in (check for one in whole for check in one["checks"]):
+        assert check.keys() == {"check", "status", "reason"}
+        assert check["status"] in ("ok", "skipped")
+
+
+def test_a_failed_check_says_the_law_and_the_remedy_with_exit_code_1(run: Run, at_home: None) -> None:
+    Path("faulty_sum.py").write_text(FAULTY)
+    code, out, err = run("plugin", "check", "faulty_sum.py")
+    assert code == 1
+    assert "faulty_sum: plugin (faulty_sum.py (not installed))\n  ok       loads\n" in out
+    [failed] = [line for line in out.splitlines() if "scores_each_task" in line]
+    assert failed.startswith("  failed   scores_each_task: ")
+    assert "(n_tasks,)" in failed
+    assert re.search(r"^\d+ ok, [1-9]\d* failed, ", out.splitlines()[-1])
+    assert "chatter" not in out, "what a plugin prints goes to stderr"
+    assert "chatter" in err
+    code, again, _ = run("plugin", "check", "faulty_sum.py", "--json")
+    checks = {check["check"]: check for one in json.loads(again)["checked"] for check in one["checks"]}
+    assert (code, checks["scores_each_task"]["status"]) == (1, "failed")
+    assert checks["scores_each_task"]["reason"] in failed
+
+
+@pytest.mark.parametrize("kind", ["task-sampler", "objective"])
+def test_a_new_project_is_written_and_checked_by_the_path_of_its_folder(run: Run, at_home: None, kind: str) -> None:
+    code, out, err = run("plugin", "new", "acme_new", f"--{kind}")
+    files = "README.md, metaopt_acme_new.py, pyproject.toml, study.yaml, tests/test_acme_new.py"
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"wrote metaopt-acme-new: {files}"
+    assert "  metaopt plugin check acme_new\n" in out
+    code, out, err = run("plugin", "check", "metaopt-acme-new")
+    assert (code, err) == (0, "")
+    assert "acme_new: plugin (metaopt-acme-new 0.1.0 (not installed))" in out
+    for name in [name for name in sys.modules if name.startswith("metaopt_acme_new")]:
+        del sys.modules[name]
+
+
+def test_a_new_project_is_a_learners_unless_it_is_told_otherwise(run: Run) -> None:
+    code, out, _ = run("plugin", "new", "acme", "--output", "there", "--json")
+    made = json.loads(out)
+    assert (code, made["name"], made["kind"], made["folder"]) == (0, "acme", "learner", "there")
+    assert all((Path("there") / file).is_file() for file in made["files"])
+    assert "register_learners" in Path("there/metaopt_acme.py").read_text()
+
+
+def test_a_task_sampler_is_checked_at_the_settings_that_set_gives(run: Run) -> None:
+    sizes = ["train_classes=10", "validation_classes=6", "test_classes=5", "size=8"]
+    code, out, _ = run("plugin", "check", "glyphs", *(f"--set={size}" for size in sizes))
+    assert (code, "  ok       pools_are_disjoint\n" in out) == (0, True)
+    code, out, _ = run("plugin", "check", "glyphs", "--set", "size=4")
+    assert (code, "tasks.size is 4; glyphs need 8 at least" in out) == (1, True)
+
+
 def test_a_winner_is_scored_again_on_tasks_that_the_seed_names(run: Run, finished: Path) -> None:
     code, out, _ = run("evaluate", str(finished / "best"), "--tasks", "15", "--json")
     found = json.loads(out)
@@ -313,6 +405,14 @@ def test_mistakes_of_the_other_commands_are_one_sentence_too(run: Run, tmp_path:
     )
     refused(run("study", "show", "tiny.yaml"), "tiny.yaml: no leaderboard.json here; give the folder of a run")
     refused(run("plugin", "show", "protonett"), "no plugin or thing provided by one named 'protonett'; did you mean ")
+    refused(run("plugin", "check", "protonett"), "no plugin or thing provided by one named 'protonett'; did you mean ")
+    refused(run("plugin", "check", "mine.py"), "mine.py does not exist; give a project's folder, a package or a .py")
+    refused(run("plugin", "check", "."), f"{tmp_path} is no project; give a folder with a pyproject.toml, a package")
+    refused(run("plugin", "check", "glyphs", "--set=sise=8"), "--set: no setting of a task sampler that is checked nam")
+    refused(run("plugin", "new", "Mine"), "'Mine' cannot be a name; use lower-case letters, digits and underscores")
+    refused(run("plugin", "new", "maml"), "the learner 'maml' is provided by the plugin 'gradient' of metaopt-fewshot")
+    refused(run("plugin", "new", "mine", "--output", "tiny.yaml"), "tiny.yaml exists already; remove it, or name ano")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
     refused(
         run("evaluate", "nowhere"), "nowhere: not a saved model (No such file or directory); give the folder `best`"
     )

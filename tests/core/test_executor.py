@@ -41,6 +41,7 @@ LEARNERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "baseline": {"three steps": {"steps": 3}},
     "baseline_pp": {"three steps": {"steps": 3}},
     "cnaps": {"plain": {}},
+    "frn": {"plain": {}},
     "hyperhead": {"narrow": {"width": 16}},
     "learned_optimizer": {
         "learned": {"unroll": 2, "hidden": 4},
@@ -79,6 +80,8 @@ ENCODERS: Mapping[str, Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]]] 
 
 REFERENCES = ("protonet euclidean", "maml second order")
 """What every encoder is tested under: no adaptation, and second derivatives."""
+OF_EXACT_GRADIENT = ("finetune two steps", "anil two steps", "meta_sgd two steps", "maml_pp second order")
+"""Whose meta-training goes down the gradient of the task loss with nothing left out, on common encoders."""
 COMMON = ("conv4 max layer", "conv4 stride none", "mlp vectors")
 """What every learner is tested on."""
 N_TASKS = 2
@@ -187,7 +190,7 @@ ALL = EXECUTORS.values()
 OTHERS = [executor for executor in ALL if executor is not Loop]
 CASES = list(cases())
 TRAINED = [case for case in CASES if case.learner.trains_on != "nothing" and trainable(case.build())]
-EXACT = [case for case in TRAINED if case.learner_path in (*REFERENCES, "finetune two steps")]
+EXACT = [case for case in TRAINED if case.learner_path in (*REFERENCES, *OF_EXACT_GRADIENT)]
 ON_VECTORS = [case for case in TRAINED if case.encoder_path == "mlp vectors"]
 every_executor = pytest.mark.parametrize("executor", ALL, ids=EXECUTORS, indirect=True)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from metaopt import __version__, plugins
 from metaopt.errors import UserError
 from metaopt.learner import Learner
-from metaopt.plugins import CONTRACTS, LAWS, Plugin, Registry, load, violations
+from metaopt.plugins import CONTRACTS, LAWS, OBSERVERS, Plugin, Registry, load, violations
 from metaopt.task import TaskSpec
 
 THIRD_PARTY = Path(__file__).parents[1] / "third_party"
@@ -197,7 +199,18 @@ BROKEN: dict[str, tuple[str, str]] = {
         "class Mute(Exception):\n    def __str__(self):\n        return 1 / 0\nraise Mute",
         "Mute: (an error that cannot say why) (acme_bad, line 12)",
     ),
-    "lacks_a_library": ("import acme_absent", "ModuleNotFoundError: No module named 'acme_absent' (acme_bad, line 9)"),
+    "lacks_a_library": (
+        "import acme_absent",
+        "ModuleNotFoundError: No module named 'acme_absent' (acme_bad, line 9); install what brings that module, ",
+    ),
+    "needs_a_module_of_another_metaopt": (
+        "import metaopt.zzz",
+        f"line 9); it was written for another metaopt than {__version__}: update metaopt-fewshot or acme-bad, or set ",
+    ),
+    "needs_a_name_of_another_metaopt": (
+        "from metaopt.nn import zzz",
+        f"line 9); it was written for another metaopt than {__version__}: update metaopt-fewshot or acme-bad, or set ",
+    ),
     "is_no_python": ("def f(:", "SyntaxError: invalid syntax (acme_bad.py, line 9)"),
     "raises_in_its_own_function": ("def f():\n    raise OSError('deep')\nf()", "OSError: deep (acme_bad, line 10)"),
     "raises_in_a_library": ("import json\njson.loads('{')", "column 2 (char 1) (acme_bad, line 10)"),
@@ -206,7 +219,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         returning("[]", "register_learner"),
         "no hook named 'register_learner'; did you mean 'register_l",
     ),
-    "unknown_hook": (returning("[]", "zzz"), "no hook named 'zzz'; choose one of: register_encoders, "),
+    "unknown_hook": (
+        returning("[]", "zzz"),
+        f"study_finished, trial_finished (or it needs a metaopt-fewshot newer than {__version__})",
+    ),
     "no_hook": ("", "acme_bad registers nothing: mark its hooks with @metaopt.hookimpl"),
     "hook_without_mark": (
         returning("[]") + "def register_encoders():\n    return []",
@@ -214,7 +230,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "unknown_argument": (
         "@hookimpl\ndef register_learners(config):\n    return []",
-        "Argument(s) {'config'} are declared in the hookimpl but can not be found in the hookspec",
+        "Argument(s) {'config'} are declared in the hookimpl but can not be found in the hookspec; it was written for",
     ),
     "hook_raises": (returning("1 / 0"), "ZeroDivisionError: division by zero (acme_bad, line 11)"),
     "hook_exits": (returning("exit(1)"), "SystemExit: 1 (acme_bad, line 11)"),
@@ -446,10 +462,27 @@ def test_what_plugins_print_leaves_stdout_clean(site: Site, capsys: pytest.Captu
         "print('hello')\n" + GOOD.format(name="loud").replace("    return", "    print('hook'); return") + observer,
     )
     registry: Any = site.load()
-    registry.notify("a trial")
+    registry.trial_finished("a trial", {}, Path())
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split("\n") == ["hello", "hook", "seen a trial", ""]
+
+
+def test_a_plugin_that_prints_while_it_loads_is_told_so(site: Site) -> None:
+    site.install("loud", "print('hello', 'there')\nprint('x' * 99)\n" + GOOD.format(name="loud"))
+    site.install("mute", GOOD.format(name="mute"))
+    registry = site.load()
+    assert only(registry, "loud").note == "it printed 'hello there …' while it loaded; let it log instead"
+    assert [plugin.note for plugin in registry.plugins[1:]] == [None]
+
+
+def test_a_plugin_that_loads_slowly_is_told_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "SLOW", 0.05)
+    site.install("slow", "import time; time.sleep(0.06)\n" + GOOD.format(name="slow"))
+    assert re.fullmatch(
+        r"it took \d+\.\d s to load; let it import what is heavy in the functions that use it",
+        str(only(site.load(), "slow").note),
+    )
 
 
 @pytest.mark.parametrize("noun", ["task sampler", "encoder", "learner", "meta-objective"])
@@ -476,26 +509,46 @@ def test_a_class_that_no_plugin_provides_has_no_provider(site: Site) -> None:
         site.load().provider(Learner)
 
 
-OBSERVER = "seen = []\n@hookimpl\ndef trial_finished(result):\n    seen.append(result)\n"
+OBSERVER = """
+seen = []
+@hookimpl
+def trial_finished(result, folder):
+    seen.append((result, folder))
+@hookimpl
+def study_finished(leaderboard, study):
+    seen.append((leaderboard.pop("winner"), study))
+"""
+
+
+def test_observers_are_shown_trials_and_the_end_with_what_they_ask_for(site: Site) -> None:
+    site.install("a", OBSERVER)
+    registry: Any = site.load()
+    assert registry.plugins[0].observes == ("trial_finished", "study_finished")
+    registry.trial_finished("trial 0", {"name": "s"}, Path("runs"))
+    leaderboard = {"winner": "maml"}
+    registry.study_finished(leaderboard, {"name": "s"}, Path("runs"))
+    assert sys.modules["acme_a"].seen == [("trial 0", Path("runs")), ("maml", {"name": "s"})]
+    assert leaderboard == {"winner": "maml"}, "it was given a copy"
 
 
 @pytest.mark.parametrize("failure", ["raise OSError('disk full')", "exit('disk full')"])
+@pytest.mark.parametrize("hook", OBSERVERS)
 def test_a_failing_observer_is_warned_of_once_and_the_others_observe(
-    site: Site, caplog: pytest.LogCaptureFixture, failure: str
+    site: Site, caplog: pytest.LogCaptureFixture, hook: str, failure: str
 ) -> None:
     site.install("a", OBSERVER)
-    site.install("b", f"@hookimpl\ndef trial_finished(result):\n    {failure}\n")
+    site.install("b", f"@hookimpl\ndef {hook}():\n    {failure}\n")
     site.install("c", OBSERVER)
-    site.install("d", "@hookimpl\ndef trial_finished():\n    pass\n")
     registry: Any = site.load()
-    assert [plugin.status for plugin in registry.plugins] == ["ok"] * 4
+    assert [plugin.status for plugin in registry.plugins] == ["ok"] * 3
     with caplog.at_level(logging.DEBUG, logger="metaopt"):
-        registry.notify("trial 0")
-        registry.notify("trial 1")
-    assert [sys.modules[f"acme_{name}"].seen for name in "ac"] == [["trial 0", "trial 1"]] * 2
+        for _ in range(2):
+            registry.trial_finished("trial", {}, Path())
+            registry.study_finished({"winner": "maml"}, {}, Path())
+    assert [len(sys.modules[f"acme_{name}"].seen) for name in "ac"] == [4, 4]
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG"]
     message = caplog.records[0].getMessage()
-    assert message.startswith("the plugin 'b' of acme-b 1.0 failed in trial_finished: ")
+    assert message.startswith(f"the plugin 'b' of acme-b 1.0 failed in {hook}: ")
     assert ": disk full (acme_b, line 11); update or uninstall acme-b" in message
 
 
@@ -503,7 +556,7 @@ def test_the_user_may_interrupt_an_observer(site: Site) -> None:
     site.install("slow", "@hookimpl\ndef trial_finished(result):\n    raise KeyboardInterrupt\n")
     registry: Any = site.load()
     with pytest.raises(KeyboardInterrupt):
-        registry.notify("a trial")
+        registry.trial_finished("a trial", {}, Path())
 
 
 @pytest.fixture

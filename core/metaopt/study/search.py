@@ -99,6 +99,8 @@ def run(
         if report:
             model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
+        if status != "interrupted":
+            bench.registry.study_finished(board, bench.study.to_dict(), folder)
         return board
 
 
@@ -138,7 +140,7 @@ def _search(
             return
         for done in crew.wait():
             if ledger.tell(done):
-                bench.registry.notify(done.result)
+                bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(leaderboard.ranked(bench, ledger.results)), None)
                 watcher.finished(done.result, best)
 

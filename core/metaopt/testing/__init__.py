@@ -13,7 +13,7 @@ import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,6 +23,9 @@ from metaopt.objective import MetaObjective
 from metaopt.task import TaskSampler
 from metaopt.testing import encoders, learners, objectives, samplers
 from metaopt.testing.setting import Skipped
+
+if TYPE_CHECKING:
+    import pytest
 
 __all__ = ["Skipped", "Verdict", "checks_for", "parametrize_with_checks", "run_checks"]
 
@@ -74,7 +77,9 @@ def run_checks(cls: type, settings: Mapping[str, Any] | None = None) -> Iterator
             yield Verdict(name, "ok")
 
 
-def parametrize_with_checks(classes: Iterable[type], settings: Mapping[str, Any] | None = None) -> Any:
+def parametrize_with_checks(
+    classes: Iterable[type], settings: Mapping[str, Any] | None = None
+) -> "pytest.MarkDecorator":
     """Return a pytest mark that runs a test, with the argument `check`, once for each check of each class."""
     import pytest
 

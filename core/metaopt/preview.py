@@ -1,0 +1,155 @@
+"""What a study's tasks look like: its pools in numbers, and one task drawn, as shapes and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from metaopt import seeds
+from metaopt.errors import UserError
+from metaopt.files import whole
+from metaopt.pools import Class
+from metaopt.study.file import Study
+from metaopt.task import POOLS, ClassPool, Pool, TaskBatch, TaskSampler, TaskSpec
+
+CELL = 64  # pixels: small pictures are enlarged to about this
+GAP = 4
+MARGIN = 64  # left of a row, for its class
+SHOWN = 12  # examples of a class, support and query each
+PAPER, INK = (255, 255, 255), (0, 0, 0)
+
+Pixels = NDArray[np.uint8]
+
+
+def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBatch | None, TaskSpec]:
+    """Return a description of a study's pools and of one train task, that task, and its sizes.
+
+    There is no task where the train pool cannot give one; the description then says why.
+    """
+    tasks = study.tasks
+    spec = sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
+    train_spec = sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
+    pools = {pool: _describe(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
+    found: dict[str, Any] = {"study": study.name, "sampler": tasks.sampler, "pools": pools, "task": None}
+    if pools["train"]["refused"]:
+        return found, None, train_spec
+    batch = sampler.draw("train", train_spec, 1, seeds.generator(study.seed, "preview"))
+    names = ("support_x", "support_y", "query_x", "query_y")
+    shapes = {name: list(tensor.shape[1:]) for name, tensor in zip(names, batch.tensors(), strict=True)}
+    found["task"] = {
+        "kind": train_spec.kind,
+        "n_way": train_spec.n_way,
+        "n_shot": train_spec.n_shot,
+        "n_query": train_spec.n_query,
+        "shapes": shapes,
+        "low": float(batch.support_x.min()),
+        "high": float(batch.support_x.max()),
+    }
+    return found, batch, train_spec
+
+
+def _describe(sampler: TaskSampler, pool: Pool, spec: TaskSpec) -> dict[str, Any]:
+    """Return the numbers of a pool, as far as its sampler holds classes, and why it cannot give tasks of this size."""
+    found: dict[str, Any] = dict.fromkeys(("classes", "examples", "smallest", "smallest_class", "largest", "groups"))
+    held = getattr(sampler, "pools", {}).get(pool)
+    if isinstance(held, ClassPool):
+        found |= {"classes": len(held), "examples": int(held.sizes.sum())}
+        if len(held):
+            found |= {"smallest": int(held.sizes.min()), "largest": int(held.sizes.max())}
+        if held.groups is not None:
+            found["groups"] = len(held.groups.unique())  # type: ignore[no-untyped-call]
+        named: Sequence[Class] = getattr(sampler, "classes", {}).get(pool, ())
+        if named:
+            found["smallest_class"] = min(named, key=lambda c: len(c.rows)).name
+    try:
+        sampler.check(pool, spec)
+        found["refused"] = None
+    except UserError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def save_picture(batch: TaskBatch, spec: TaskSpec, path: Path) -> None:
+    """Write a picture of the first task of a batch, in the format that the path's suffix names.
+
+    In classification a row is a class, support examples left of query examples: pictures as they are, vectors as
+    columns of grey. In regression from one number to one, support points are filled and query points are rings.
+    """
+    format = Image.registered_extensions().get(path.suffix.lower())
+    if format not in Image.SAVE:
+        raise UserError(f"--output {path}: {path.suffix or 'no suffix'} names no picture format; end it in .png")
+    if spec.kind == "classification":
+        picture = _sheet(batch, spec)
+    elif spec.x_shape == (1,) and spec.y_size == 1:
+        picture = _plot(batch)
+    else:
+        raise UserError(f"--output {path}: a regression from {spec.x_shape} to {spec.y_size} numbers has no picture")
+    try:
+        with whole(path) as temporary:
+            picture.save(temporary, format)
+    except OSError as error:
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror}); give a path that you may write"
+        ) from None
+
+
+def _sheet(batch: TaskBatch, spec: TaskSpec) -> Image.Image:
+    support_x, support_y, query_x, query_y = (tensor[0] for tensor in batch.tensors())
+    low, high = float(min(support_x.min(), query_x.min())), float(max(support_x.max(), query_x.max()))
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0  # pictures keep their brightness; other numbers are stretched over all grey levels
+    sides = []
+    for x, y in ((support_x, support_y), (query_x, query_y)):
+        of_classes = [x[y == label][:SHOWN] for label in range(spec.n_way)]
+        sides.append([[_cell(example, low, high) for example in examples] for examples in of_classes])
+    height, width = sides[0][0][0].shape[:2]
+    columns = [len(side[0]) for side in sides]
+    page = Image.new("RGB", (MARGIN + (sum(columns) + 1) * (width + GAP), (spec.n_way + 1) * (height + GAP)), PAPER)
+    draw = ImageDraw.Draw(page)
+    lefts = [MARGIN, MARGIN + columns[0] * (width + GAP) + width]
+    for left, title, side in zip(lefts, ("support", "query"), sides, strict=True):
+        draw.text((left, height // 2), title, INK)
+        for row, cells in enumerate(side, start=1):
+            draw.text((GAP, row * (height + GAP) + height // 2), f"class {row - 1}", INK)
+            for column, cell in enumerate(cells):
+                page.paste(Image.fromarray(cell), (left + column * (width + GAP), row * (height + GAP)))
+    return page
+
+
+def _cell(example: Tensor, low: float, high: float) -> Pixels:
+    """Return an example as pixels (height, width, 3), enlarged without smoothing."""
+    if example.ndim != 3 or example.shape[0] not in {1, 3}:
+        side = int(np.ceil(np.sqrt(example.numel())))
+        square = torch.full((side * side,), low)
+        square[: example.numel()] = example.flatten()
+        example = square.view(1, side, side)
+    levels = ((example - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
+    pixels: Pixels = levels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    times = max(1, CELL // max(pixels.shape[:2]))
+    return pixels.repeat(times, 0).repeat(times, 1)
+
+
+def _plot(batch: TaskBatch, size: int = 480) -> Image.Image:
+    support_x, support_y, query_x, query_y = (tensor[0].flatten().tolist() for tensor in batch.tensors())
+    page = Image.new("RGB", (size, size), PAPER)
+    draw = ImageDraw.Draw(page)
+    inner = size - 2 * MARGIN
+
+    def place(values: Sequence[float], value: float) -> float:
+        return MARGIN + inner * (value - min(values)) / (max(values) - min(values) or 1)
+
+    every_x, every_y = support_x + query_x, support_y + query_y
+    draw.rectangle((MARGIN, MARGIN, size - MARGIN, size - MARGIN), outline=INK)
+    for value in (min(every_x), max(every_x)):
+        draw.text((place(every_x, value), size - MARGIN + GAP), f"{value:.3g}", INK)
+    for value in (min(every_y), max(every_y)):
+        draw.text((GAP, size - place(every_y, value)), f"{value:.3g}", INK)
+    for xs, ys, fill in ((query_x, query_y, None), (support_x, support_y, INK)):
+        for x, y in zip(xs, ys, strict=True):
+            draw.circle((place(every_x, x), size - place(every_y, y)), GAP, fill, INK)
+    return page

@@ -1,0 +1,72 @@
+"""Learners with a memory learn to learn: what matters in an example, and what the support set says of it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from metaopt.executor import Vmap
+from metaopt.learner import Learner
+from metaopt.task import ClassPool, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt.train import Budget, Outer, meta_test, meta_train
+from metaopt_baseline.pixels import Pixels
+from metaopt_encoders.mlp import MLP
+from metaopt_memory.mann import MANN
+from metaopt_memory.metanet import MetaNet
+from metaopt_memory.snail import SNAIL
+from metaopt_objectives.accuracy import Accuracy
+
+
+class Clouds(TaskSampler):
+    """Classes that differ in four numbers of an example, hidden among eight of mere noise that is louder."""
+
+    name = "clouds"
+    kind = "classification"
+
+    def __init__(self) -> None:
+        super().__init__(self.Config())
+        self.pools = {"train": self._pool(300, 0), "validation": self._pool(100, 1)}
+
+    def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
+        return TaskSpec(self.kind, (12,), n_way, n_shot, n_query)
+
+    def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+        return self.pools[pool].draw(spec, n_tasks, generator)
+
+    @staticmethod
+    def _pool(n_classes: int, seed: int) -> ClassPool:
+        draw = Generator().manual_seed(seed)
+        examples = torch.randn(n_classes, 10, 12, generator=draw)
+        examples[..., :4] = 2 * torch.randn(n_classes, 1, 4, generator=draw) + 0.2 * examples[..., :4]
+        examples[..., 4:] *= 3
+        return ClassPool(examples.flatten(0, 1), list(torch.arange(10 * n_classes).split(10)))
+
+
+def accuracy(learner: Learner, sampler: Clouds) -> float:
+    objective, draw = Accuracy(Accuracy.Config()), Generator().manual_seed(0)
+    return meta_test(learner, sampler, "validation", objective, 200, Vmap(), draw=draw, device=torch.device("cpu")).mean
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "n_tasks"),
+    [
+        (MANN, {"controller": 64, "slots": 16, "slot_size": 20}, 8000),
+        (SNAIL, {"width": 16}, 3000),
+        (MetaNet, {"width": 16}, 800),
+    ],
+)
+def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
+    cls: type[Learner], config: dict[str, Any], n_tasks: int
+) -> None:
+    sampler = Clouds()
+    spec = sampler.spec(3, 2, 5)
+    torch.manual_seed(0)
+    learner = cls(spec, MLP((12,), MLP.Config(width=32)), cls.Config(**config))
+    untrained = accuracy(learner, sampler)
+    own = {key.removeprefix("outer."): value for key, value in cls.defaults.items()}
+    outer = Outer(**{**own, "tasks_per_step": 16})
+    meta_train(learner, sampler, outer, Budget(tasks=n_tasks), Vmap(), seed=0, device=torch.device("cpu"))
+    nearest = accuracy(Pixels(spec, nn.Identity(), Pixels.Config()), sampler)
+    trained = accuracy(learner, sampler)
+    assert trained > max(untrained, nearest) + 0.1

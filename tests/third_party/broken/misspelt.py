@@ -1,0 +1,8 @@
+"""Misspells a hook."""
+
+from metaopt import hookimpl
+
+
+@hookimpl
+def register_learner():
+    return []
