@@ -1,6 +1,7 @@
 """What people see: progress while a study runs, and tables of what was found."""
 
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metaopt import tune
 from metaopt.study.leaderboard import interval, number
 
 if TYPE_CHECKING:
@@ -225,9 +227,26 @@ def show_description(found: Mapping[str, Any]) -> None:
     out.print(f"{found['name']}: {found['kind']} of {found['plugin']} ({found['distribution']} {found['version']})")
     out.print(found["about"])
     if found.get("paper"):
-        out.print(found["paper"])
+        out.print(f"\n{found['paper']}")
+    if found["parameters"]:
+        out.print()
     for name, parameter in found["parameters"].items():
-        out.print(f"  {name:<16} {parameter['range']:<34} default {parameter['default']}")
+        default = parameter["default"]
+        if parameter["range"] == "a setting":
+            out.print(f"  {name:<18} {tune.kind(default)}, by default {_as_yaml(default)}")
+        else:
+            out.print(f"  {name:<18} {parameter['range']:<34} default {default}")
+        for line in textwrap.wrap(parameter.get("about", ""), WIDTH - 23):
+            out.print(f"  {'':<20} {line}")
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a default as a study file writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]" if value else "empty"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "empty"
 
 
 def show_checks(reports: Sequence[Mapping[str, Any]]) -> None:

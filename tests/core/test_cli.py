@@ -224,6 +224,17 @@ def test_plugins_are_listed_as_the_contract_says(run: Run) -> None:
     assert f"tasks  (metaopt-fewshot {__version__})\n  task samplers: {samplers}\n" in out
 
 
+def test_a_sampler_is_shown_with_what_each_setting_is_and_means(run: Run) -> None:
+    code, out, _ = run("plugin", "show", "curves")
+    assert code == 0
+    assert "\n  family             a text, by default mixed\n" in out
+    assert "\n  amplitude          a list, by default [0.1, 5]\n                       Sinusoids are amplitude ·" in out
+    _, out, _ = run("plugin", "show", "images")
+    assert "\n  root               a text, by default empty\n" in out
+    assert "\n  follow_links       true or false, by default false\n" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
 def test_a_learner_is_shown_with_ranges_defaults_provider_and_paper(run: Run) -> None:
     code, out, _ = run("plugin", "show", "maml", "--json")
     found = json.loads(out)
