@@ -203,6 +203,36 @@ def show_scores(found: Mapping[str, Any]) -> None:
     )
 
 
+def show_preview(found: Mapping[str, Any]) -> None:
+    """Print a study's pools and the shapes of one of its tasks."""
+    out, pools = console(), found["pools"]
+    out.print(f"{found['study']}: {found['kind']} tasks of {found['sampler']}")
+    if any(pool["classes"] is not None for pool in pools.values()):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("pool", "groups", "classes", "examples", "a class", "smallest class"):
+            table.add_column(column, justify="left" if column in {"pool", "smallest class"} else "right")
+        for name, pool in pools.items():
+            counts = [pool[key] for key in ("groups", "classes", "examples")]
+            each = " to ".join(dict.fromkeys(f"{n:,}" for n in (pool["smallest"], pool["largest"]) if n is not None))
+            few = pool["smallest_class"] if pool["smallest"] != pool["largest"] else None
+            table.add_row(name, *("–" if n is None else f"{n:,}" for n in counts), each or "–", few or "–")
+        out.print(table)
+    else:
+        out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
+    if task := found["task"]:
+        sizes = f"{task['n_way']}-way {task['n_shot']}-shot, {task['n_query']} queries a class"
+        if found["kind"] == "regression":
+            sizes = f"{task['n_shot']} support and {task['n_query']} query examples"
+        out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
+        for name, shape in task["shapes"].items():
+            out.print(f"  {name:<10} {' × '.join(map(str, shape))}")
+    for name, pool in pools.items():
+        if pool["refused"]:
+            out.print(f"{name}: {pool['refused']}", style="red")
+    if found["picture"]:
+        out.print(f"written to {found['picture']}")
+
+
 def show_studies(studies: Sequence[Mapping[str, str]]) -> None:
     """Print the studies that come with metaopt."""
     for study in studies:
