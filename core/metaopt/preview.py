@@ -32,8 +32,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     There is no task where the train pool cannot give one; the description then says why.
     """
     tasks = study.tasks
-    spec = sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
-    train_spec = sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
+    spec, train_spec = tasks.specs(sampler)
     pools = {pool: _describe(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
     found: dict[str, Any] = {
         "study": study.name,
@@ -52,6 +51,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
         "n_way": train_spec.n_way,
         "n_shot": train_spec.n_shot,
         "n_query": train_spec.n_query,
+        "within": train_spec.within,
         "shapes": shapes,
         "low": float(min(batch.support_x.min(), batch.query_x.min())),
         "high": float(max(batch.support_x.max(), batch.query_x.max())),

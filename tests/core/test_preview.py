@@ -54,6 +54,15 @@ def test_pools_are_told_in_numbers(tmp_path: Path) -> None:
     assert 0 <= found["task"]["low"] < 0.1 < 0.9 < found["task"]["high"] <= 1
 
 
+def test_a_task_within_a_group_is_drawn_within_one(tmp_path: Path) -> None:
+    sizes = {"n_way": 2, "n_shot": 1, "n_query": 3, "train_within": 1}
+    found, _, spec = preview.preview(*arrays(tmp_path, **sizes))
+    assert (found["task"]["within"], spec.within) == (1.0, 1.0)
+    found, batch, _ = preview.preview(*arrays(tmp_path, **sizes, train=["a", "b", "i"]))
+    assert batch is None
+    assert found["pools"]["train"]["refused"].endswith("has 1; set tasks.train_within to 0")
+
+
 def test_a_pool_too_small_says_why_and_the_others_are_told_still(tmp_path: Path) -> None:
     found, batch, _ = preview.preview(*arrays(tmp_path, n_way=3, n_shot=1, n_query=3))
     assert batch is not None
