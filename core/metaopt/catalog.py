@@ -1,7 +1,11 @@
 """What is installed, described: who provides a thing, what it does, its paper, its ranges and defaults."""
 
+import ast
 import inspect
 import sys
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from metaopt import tune
@@ -37,7 +41,8 @@ def describe(registry: Registry, name: str) -> dict[str, Any]:
 def _of_class(registry: Registry, noun: str, cls: Any) -> dict[str, Any]:
     plugin = registry.provider(cls)
     paper = inspect.getdoc(sys.modules[cls.__module__]) or ""
-    defaults = cls.Config()
+    defaults, abouts, conditions = cls.Config(), dict(_abouts(cls.Config)), tune.conditions(cls.Config)
+    own_first = sorted(tune.declared(cls.Config).items(), key=lambda item: item[0] not in vars(cls.Config))
     return {
         "name": cls.name,
         "kind": noun,
@@ -50,9 +55,27 @@ def _of_class(registry: Registry, noun: str, cls: Any) -> dict[str, Any]:
             field: {
                 "range": "a setting" if isinstance(parameter, tune.Fixed) else str(parameter),
                 "default": getattr(defaults, field),
-                **({"when": dict(when)} if (when := tune.conditions(cls.Config)[field]) else {}),
+                **({"when": dict(when)} if (when := conditions[field]) else {}),
+                **({"about": abouts[field]} if field in abouts else {}),
             }
-            for field, parameter in tune.declared(cls.Config).items()
+            for field, parameter in own_first
         },
         "defaults": dict(getattr(cls, "defaults", {})),
     }
+
+
+def _abouts(config: type) -> Iterator[tuple[str, str]]:
+    """Yield what the text below each field says, of those that have one, of a Config and of what it derives from."""
+    for cls in config.__mro__[-2::-1]:  # a field declared anew is described anew
+        try:
+            [definition] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        except (OSError, TypeError, SyntaxError):  # of a class made without a file
+            continue
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for field, below in pairwise(body):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(about))),
+                ):
+                    yield name, " ".join(about.split())

@@ -95,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--output", type=Path, metavar="DIR", help="the project's folder (default: metaopt-NAME)")
     _json(new)
 
+    tasks = commands.add_parser("tasks", help="look at the tasks of a study").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    preview = _command(tasks, "preview", _tasks_preview, "describe a study's pools, draw one task and picture it")
+    preview.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    preview.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.size=56"
+    )
+    preview.add_argument("--output", type=Path, metavar="FILE", help="write a picture of the task: task.png")
+    _json(preview)
+
     evaluate = _command(commands, "evaluate", _evaluate, "score a study's winner again, on fresh test tasks")
     evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
@@ -250,6 +261,23 @@ def _plugin_new(options: argparse.Namespace) -> int:
     made = {"name": options.name, "kind": options.kind, "folder": str(folder), "files": files}
     _print_json(made) if options.json else terminal.show_project(made)
     return 0
+
+
+def _tasks_preview(options: argparse.Namespace) -> int:
+    from metaopt import plugins, preview, terminal
+    from metaopt.study import file
+
+    registry, path = plugins.load(), _study_file(options.study)
+    study = file.load(path, registry, options.set)
+    try:
+        found, batch, spec = preview.preview(study, registry.task_sampler(study.tasks.sampler)(study.tasks.config))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if options.output and batch:
+        preview.save_picture(batch, spec, options.output)
+        found["picture"] = str(options.output)
+    _print_json(found) if options.json else terminal.show_preview(found)
+    return 1 if any(pool["refused"] for pool in found["pools"].values()) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -79,6 +79,7 @@ class ClassSampler(TaskSampler):
     """A sampler whose tasks come from fixed classes; `__init__` of its subclass calls `fill`."""
 
     kind = "classification"
+    has_groups = True
     classes: Pools
     pools: Mapping[Pool, ClassPool]
 

@@ -32,23 +32,29 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     There is no task where the train pool cannot give one; the description then says why.
     """
     tasks = study.tasks
-    spec = sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
-    train_spec = sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
+    spec, train_spec = tasks.specs(sampler)
     pools = {pool: _describe(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
-    found: dict[str, Any] = {"study": study.name, "sampler": tasks.sampler, "pools": pools, "task": None}
+    found: dict[str, Any] = {
+        "study": study.name,
+        "sampler": tasks.sampler,
+        "kind": train_spec.kind,
+        "pools": pools,
+        "task": None,
+        "picture": None,
+    }
     if pools["train"]["refused"]:
         return found, None, train_spec
     batch = sampler.draw("train", train_spec, 1, seeds.generator(study.seed, "preview"))
     names = ("support_x", "support_y", "query_x", "query_y")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in zip(names, batch.tensors(), strict=True)}
     found["task"] = {
-        "kind": train_spec.kind,
         "n_way": train_spec.n_way,
         "n_shot": train_spec.n_shot,
         "n_query": train_spec.n_query,
+        "within": train_spec.within,
         "shapes": shapes,
-        "low": float(batch.support_x.min()),
-        "high": float(batch.support_x.max()),
+        "low": float(min(batch.support_x.min(), batch.query_x.min())),
+        "high": float(max(batch.support_x.max(), batch.query_x.max())),
     }
     return found, batch, train_spec
 
@@ -77,16 +83,18 @@ def _describe(sampler: TaskSampler, pool: Pool, spec: TaskSpec) -> dict[str, Any
 def save_picture(batch: TaskBatch, spec: TaskSpec, path: Path) -> None:
     """Write a picture of the first task of a batch, in the format that the path's suffix names.
 
-    In classification a row is a class, support examples left of query examples: pictures as they are, vectors as
-    columns of grey. In regression from one number to one, support points are filled and query points are rings.
+    Pictures stand in a row for each class, support left of query. Points, which are examples that are no pictures, or
+    of a curve, are filled where they are support and open where they are query, with a colour for each class.
     """
     format = Image.registered_extensions().get(path.suffix.lower())
     if format not in Image.SAVE:
         raise UserError(f"--output {path}: {path.suffix or 'no suffix'} names no picture format; end it in .png")
-    if spec.kind == "classification":
+    if spec.kind == "classification" and len(spec.x_shape) == 3 and spec.x_shape[0] in {1, 3}:
         picture = _sheet(batch, spec)
+    elif spec.kind == "classification":
+        picture = _projection(batch, spec)
     elif spec.x_shape == (1,) and spec.y_size == 1:
-        picture = _plot(batch)
+        picture = _curve(batch)
     else:
         raise UserError(f"--output {path}: a regression from {spec.x_shape} to {spec.y_size} numbers has no picture")
     try:
@@ -123,33 +131,41 @@ def _sheet(batch: TaskBatch, spec: TaskSpec) -> Image.Image:
 
 def _cell(example: Tensor, low: float, high: float) -> Pixels:
     """Return an example as pixels (height, width, 3), enlarged without smoothing."""
-    if example.ndim != 3 or example.shape[0] not in {1, 3}:
-        side = int(np.ceil(np.sqrt(example.numel())))
-        square = torch.full((side * side,), low)
-        square[: example.numel()] = example.flatten()
-        example = square.view(1, side, side)
     levels = ((example - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
     pixels: Pixels = levels.expand(3, -1, -1).permute(1, 2, 0).numpy()
     times = max(1, CELL // max(pixels.shape[:2]))
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
-def _plot(batch: TaskBatch, size: int = 480) -> Image.Image:
-    support_x, support_y, query_x, query_y = (tensor[0].flatten().tolist() for tensor in batch.tensors())
+def _projection(batch: TaskBatch, spec: TaskSpec) -> Image.Image:
+    """Plot examples along the two directions in which those of the task differ most."""
+    x = torch.cat([batch.support_x[0], batch.query_x[0]]).flatten(1).double()  # (n, n_numbers)
+    left, length, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    places = torch.nn.functional.pad(left * length, (0, 1))[:, :2]  # (n, 2)
+    hues = [f"hsv({360 * label // spec.n_way}, 100%, 80%)" for label in range(spec.n_way)]
+    colours = [hues[label] for label in torch.cat([batch.support_y[0], batch.query_y[0]]).tolist()]
+    return _plot(places, colours, len(batch.support_x[0]), "two principal components; support filled, query open")
+
+
+def _curve(batch: TaskBatch) -> Image.Image:
+    sides = [(batch.support_x, batch.support_y), (batch.query_x, batch.query_y)]
+    places = torch.cat([torch.cat([x[0], y[0]], 1) for x, y in sides])  # (n, 2)
+    return _plot(places, ["black"] * len(places), len(batch.support_x[0]), "support filled, query open")
+
+
+def _plot(places: Tensor, colours: Sequence[str], n_support: int, title: str, size: int = 480) -> Image.Image:
+    """Draw points at `places` (n, 2), the first `n_support` filled and above the others."""
     page = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(page)
-    inner = size - 2 * MARGIN
-
-    def place(values: Sequence[float], value: float) -> float:
-        return MARGIN + inner * (value - min(values)) / (max(values) - min(values) or 1)
-
-    every_x, every_y = support_x + query_x, support_y + query_y
+    low, high = places.amin(0), places.amax(0)
+    shares = (places - low) / (high - low).clamp(min=1e-12)  # (n, 2) from 0 to 1
+    shares[:, 1] = 1 - shares[:, 1]  # a picture's rows count downwards
+    draw.text((MARGIN, MARGIN // 2), title, INK)
     draw.rectangle((MARGIN, MARGIN, size - MARGIN, size - MARGIN), outline=INK)
-    for value in (min(every_x), max(every_x)):
-        draw.text((place(every_x, value), size - MARGIN + GAP), f"{value:.3g}", INK)
-    for value in (min(every_y), max(every_y)):
-        draw.text((GAP, size - place(every_y, value)), f"{value:.3g}", INK)
-    for xs, ys, fill in ((query_x, query_y, None), (support_x, support_y, INK)):
-        for x, y in zip(xs, ys, strict=True):
-            draw.circle((place(every_x, x), size - place(every_y, y)), GAP, fill, INK)
+    for end, at in ((low, MARGIN), (high, size - MARGIN)):
+        draw.text((at, size - MARGIN + GAP), f"{end[0]:.3g}", INK)
+        draw.text((GAP, size - at), f"{end[1]:.3g}", INK)
+    for row in reversed(range(len(places))):
+        across, down = (MARGIN + (size - 2 * MARGIN) * shares[row]).tolist()
+        draw.circle((across, down), GAP, colours[row] if row < n_support else None, colours[row])
     return page

@@ -89,6 +89,8 @@ class TaskSampler:
     kind: ClassVar[Kind]
     encoder: ClassVar[str] = "mlp"
     """The encoder of studies that name none."""
+    has_groups: ClassVar[bool] = False
+    """Whether classes may belong to groups and `draw` keeps `spec.within`; otherwise a study may not set it."""
 
     @dataclass(frozen=True)
     class Config:
@@ -139,11 +141,13 @@ class ClassPool:
         check_sizes(pool, self.sizes.tolist(), spec)
         if spec.within and not len(self._groups_of(spec.n_way)):
             largest = 0 if self.groups is None else int(self.groups.bincount().max())
+            prefix = "train_" if pool == "train" else ""
+            fewer = f"tasks.{prefix or 'n_'}way to {largest} or less, or " if largest > 1 else ""
             raise UserError(
                 f"{spec.n_way}-way tasks within a group need a group of {spec.n_way} classes and the largest of the "
-                f"{pool} pool has {largest}; set tasks.n_way to {largest} or less, or tasks.within to 0"
+                f"{pool} pool has {largest}; set {fewer}tasks.{prefix}within to 0"
                 if largest
-                else f"the classes of the {pool} pool belong to no groups; set tasks.within to 0"
+                else f"the classes of the {pool} pool belong to no groups; set tasks.{prefix}within to 0"
             )
 
     def draw(self, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:

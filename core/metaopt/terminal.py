@@ -1,6 +1,7 @@
 """What people see: progress while a study runs, and tables of what was found."""
 
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metaopt import tune
 from metaopt.plugins import LEAVE_OUT
 from metaopt.study.leaderboard import interval, number
 
@@ -235,6 +237,37 @@ def show_audit(found: Mapping[str, Any]) -> None:
     out.print(f"{count['ok']} ok, {count['note']} to note, {count['failed']} failed")
 
 
+def show_preview(found: Mapping[str, Any]) -> None:
+    """Print a study's pools and the shapes of one of its tasks."""
+    out, pools = console(), found["pools"]
+    out.print(f"{found['study']}: {found['kind']} tasks of {found['sampler']}")
+    if any(pool["classes"] is not None for pool in pools.values()):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("pool", "groups", "classes", "examples", "a class", "smallest class"):
+            table.add_column(column, justify="left" if column in {"pool", "smallest class"} else "right")
+        for name, pool in pools.items():
+            counts = [pool[key] for key in ("groups", "classes", "examples")]
+            each = " to ".join(dict.fromkeys(f"{n:,}" for n in (pool["smallest"], pool["largest"]) if n is not None))
+            few = pool["smallest_class"] if pool["smallest"] != pool["largest"] else None
+            table.add_row(name, *("–" if n is None else f"{n:,}" for n in counts), each or "–", few or "–")
+        out.print(table)
+    else:
+        out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
+    if task := found["task"]:
+        within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
+        sizes = f"{task['n_way']}-way {task['n_shot']}-shot, {task['n_query']} queries a class{within}"
+        if found["kind"] == "regression":
+            sizes = f"{task['n_shot']} support and {task['n_query']} query examples"
+        out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
+        for name, shape in task["shapes"].items():
+            out.print(f"  {name:<10} {' × '.join(map(str, shape))}")
+    for name, pool in pools.items():
+        if pool["refused"]:
+            out.print(f"{name}: {pool['refused']}", style="red")
+    if found["picture"]:
+        out.print(f"written to {found['picture']}")
+
+
 def show_studies(studies: Sequence[Mapping[str, str]]) -> None:
     """Print the studies that come with metaopt."""
     for study in studies:
@@ -265,9 +298,26 @@ def show_description(found: Mapping[str, Any]) -> None:
     out.print(f"{found['name']}: {found['kind']} of {found['plugin']} ({found['distribution']} {found['version']})")
     out.print(found["about"])
     if found.get("paper"):
-        out.print(found["paper"])
+        out.print(f"\n{found['paper']}")
+    if found["parameters"]:
+        out.print()
     for name, parameter in found["parameters"].items():
-        out.print(f"  {name:<16} {parameter['range']:<34} default {parameter['default']}")
+        default = parameter["default"]
+        if parameter["range"] == "a setting":
+            out.print(f"  {name:<18} {tune.kind(default)}, by default {_as_yaml(default)}")
+        else:
+            out.print(f"  {name:<18} {parameter['range']:<34} default {default}")
+        for line in textwrap.wrap(parameter.get("about", ""), WIDTH - 23):
+            out.print(f"  {'':<20} {line}")
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a default as a study file writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]" if value else "empty"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "empty"
 
 
 def show_checks(reports: Sequence[Mapping[str, Any]]) -> None:

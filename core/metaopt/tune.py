@@ -210,11 +210,16 @@ def _setting(default: Any, given: object) -> Any:
     if kind is tuple and isinstance(given, list):
         return tuple(given)
     if not isinstance(given, kind) or isinstance(given, bool) != isinstance(default, bool):
-        raise ValueError(f"{given!r} is not {_A[kind]}, as its default {default!r} is")
+        raise ValueError(f"{given!r} is not {_KINDS[kind]}, as its default {default!r} is")
     return given
 
 
-_A: Mapping[type, str] = {
+def kind(value: object) -> str:
+    """Return what a setting with this default holds: a text, a number, …"""
+    return _KINDS.get(type(value), "any value")
+
+
+_KINDS: Mapping[type, str] = {
     str: "a text",
     bool: "true or false",
     int: "a whole number",

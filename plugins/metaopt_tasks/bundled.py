@@ -19,7 +19,7 @@ class Bundled(ClassSampler):
     Classes are few: only the ten digits make three pools of two or more.
     """
 
-    name = "sklearn"
+    name = "sklearn_data"
 
     @dataclass(frozen=True)
     class Config(Split):

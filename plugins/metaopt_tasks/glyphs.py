@@ -7,7 +7,7 @@ each of these numbers a little different, and then slant, proportions, size, pla
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from metaopt import seeds
 from metaopt.errors import UserError
-from metaopt.task import ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, check_sizes
+from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, check_sizes
 
 N_STROKES = 4  # at most
 N_PARTS = 3  # of a stroke, each an arc; between them the stroke may turn a corner
@@ -75,6 +75,11 @@ class Glyphs(TaskSampler):
 
     def examples(self, n: int, generator: Generator) -> Examples:
         return self._pool("train").draw_examples(n, generator)
+
+    @property
+    def pools(self) -> Mapping[Pool, ClassPool]:
+        """All pools, those drawn now that no task was asked of yet."""
+        return {pool: self._pool(pool) for pool in POOLS}
 
     def _pool(self, pool: Pool) -> ClassPool:
         if pool not in self._pools:

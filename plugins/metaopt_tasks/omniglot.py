@@ -44,6 +44,7 @@ class Omniglot(TaskSampler):
     name = "omniglot"
     kind = "classification"
     encoder = "conv4"
+    has_groups = True
 
     @dataclass(frozen=True)
     class Config:

@@ -38,6 +38,15 @@ def test_a_learner_is_described_with_its_paper_ranges_and_shared_defaults() -> N
     assert describe(REGISTRY, "reptile")["defaults"]["outer.optimizer"] == "sgd"
 
 
+def test_a_setting_is_described_by_the_text_below_it_and_inherited_ones_come_last() -> None:
+    parameters = describe(REGISTRY, "images")["parameters"]
+    assert parameters["root"]["about"].startswith("A folder or a zip file: <class>/<picture>, with any superclasses")
+    assert parameters["split"]["about"].startswith("Three percentages, such as 60/20/20")
+    assert "about" not in parameters["validation"]
+    names = list(parameters)
+    assert names.index("follow_links") < names.index("split")
+
+
 def test_what_has_no_paper_shows_none() -> None:
     assert describe(REGISTRY, "pixels")["paper"] is None
 

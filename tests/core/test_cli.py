@@ -225,6 +225,37 @@ def test_plugins_are_listed_as_the_contract_says(run: Run) -> None:
     assert f"tasks  (metaopt-fewshot {__version__})\n  task samplers: {samplers}\n" in out
 
 
+def test_a_sampler_is_shown_with_what_each_setting_is_and_means(run: Run) -> None:
+    code, out, _ = run("plugin", "show", "curves")
+    assert code == 0
+    assert "\n  family             a text, by default mixed\n" in out
+    assert "\n  amplitude          a list, by default [0.1, 5]\n                       Sinusoids are amplitude ·" in out
+    _, out, _ = run("plugin", "show", "images")
+    assert "\n  root               a text, by default empty\n" in out
+    assert "\n  follow_links       true or false, by default false\n" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_a_preview_describes_pools_and_a_task_and_writes_its_picture(run: Run) -> None:
+    code, out, err = run("tasks", "preview", "tiny.yaml", "--output", "task.png")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["train", "–", "10", "50", "5", "–"] in lines
+    assert "  support_x  3 × 1 × 16 × 16" in out
+    assert lines[-1] == ["written", "to", "task.png"]
+    assert Path("task.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("tasks", "preview", "tiny.yaml", "--set", "tasks.n_way=6", "--json")
+    found = json.loads(out)
+    assert code == 1, "the study would not run"
+    assert found["pools"]["validation"]["refused"] is None
+    assert "the test pool has 5; set tasks.n_way to 5" in found["pools"]["test"]["refused"]
+    assert found["task"]["shapes"]["query_y"] == [18]
+    assert found["picture"] is None
+    code, out, _ = run("tasks", "preview", "sinusoid")
+    assert code == 0
+    assert "\na train task: 10 support and 10 query examples" in out
+
+
 def test_a_learner_is_shown_with_ranges_defaults_provider_and_paper(run: Run) -> None:
     code, out, _ = run("plugin", "show", "maml", "--json")
     found = json.loads(out)
@@ -404,6 +435,8 @@ def test_mistakes_of_the_other_commands_are_one_sentence_too(run: Run, tmp_path:
         run("study", "show", "."), ".: no leaderboard.json here; give the folder of a run, such as runs/quickstart,"
     )
     refused(run("study", "show", "tiny.yaml"), "tiny.yaml: no leaderboard.json here; give the folder of a run")
+    refused(run("tasks", "preview", "tiny.yaml", "--set", "tasks.size=1"), "tiny.yaml: tasks.size is 1; glyphs need 8")
+    refused(run("tasks", "preview", "tiny.yaml", "--output", "a.txt"), "--output a.txt: .txt names no picture format")
     refused(run("plugin", "show", "protonett"), "no plugin or thing provided by one named 'protonett'; did you mean ")
     refused(run("plugin", "check", "protonett"), "no plugin or thing provided by one named 'protonett'; did you mean ")
     refused(run("plugin", "check", "mine.py"), "mine.py does not exist; give a project's folder, a package or a .py")

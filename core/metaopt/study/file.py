@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,10 +13,20 @@ from metaopt.errors import UserError, unknown
 from metaopt.executor import EXECUTORS
 from metaopt.plugins import Registry
 from metaopt.study.space import Section, Space
-from metaopt.task import Pool
+from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer
 
-TASK_KEYS = ("sampler", "n_way", "n_shot", "n_query", "train_way", "train_shot", "train_query")
+TASK_KEYS = (
+    "sampler",
+    "n_way",
+    "n_shot",
+    "n_query",
+    "within",
+    "train_way",
+    "train_shot",
+    "train_query",
+    "train_within",
+)
 KEYS = (
     "name",
     "tasks",
@@ -48,9 +58,17 @@ class Tasks:
     n_way: int
     n_shot: int
     n_query: int
+    within: float
     train_way: int
     train_shot: int
     train_query: int
+    train_within: float
+
+    def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
+        """Return the sizes of the tasks that learners are scored on, and of those that they are trained on."""
+        spec = sampler.spec(self.n_way, self.n_shot, self.n_query)
+        train_spec = sampler.spec(self.train_way, self.train_shot, self.train_query)
+        return replace(spec, within=self.within), replace(train_spec, within=self.train_within)
 
 
 @dataclass(frozen=True)
@@ -355,6 +373,12 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
     else:
         ways, n_way = _whole(2), tasks.get("n_way", _whole(2))
     n_shot, n_query = tasks.get("n_shot", _whole(1)), tasks.get("n_query", _whole(1), 15)
+    within = tasks.get("within", _share, 0.0)
+    train_within = tasks.get("train_within", _share, within)
+    if not cls.has_groups and (key := "within" if within else "train_within" if train_within else None):
+        grouped = sorted(other for other, sampler in registry.task_samplers.items() if sampler.has_groups)
+        tasks.fail(key, f"the classes of the sampler {name!r} belong to no groups; leave it out, or take a sampler "
+                   f"with groups: {', '.join(grouped)}")  # fmt: skip
     given = {key: tasks.raw[key] for key in settings if key in tasks.raw}
     config = {key: _fixed(parameter) for key, parameter in _narrowed(tasks, cls.Config, given).items()}
     return Tasks(
@@ -363,9 +387,11 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         n_way=n_way,
         n_shot=n_shot,
         n_query=n_query,
+        within=within,
         train_way=tasks.get("train_way", ways, n_way),
         train_shot=tasks.get("train_shot", _whole(1), n_shot),
         train_query=tasks.get("train_query", _whole(1), n_query),
+        train_within=train_within,
     )
 
 
@@ -483,6 +509,12 @@ def _whole(low: int) -> Callable[[object], int]:
         return value
 
     return check
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is not a share of the tasks; write a number from 0 to 1")
+    return float(value)
 
 
 def _one_of(*allowed: Any) -> Callable[[object], Any]:

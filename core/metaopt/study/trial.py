@@ -22,7 +22,7 @@ from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import Params, section
 from metaopt.study.statistics import looks_at
-from metaopt.task import Pool, TaskSampler, TaskSpec
+from metaopt.task import Pool, TaskSampler
 from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
 
 RUNGS = (0.25, 0.5)
@@ -102,9 +102,7 @@ class Bench:
         self.study, self.registry, self.device = study, registry, device
         self.sampler: TaskSampler = registry.task_sampler(study.tasks.sampler)(study.tasks.config)
         self.objective: MetaObjective = _default(registry.meta_objective(study.objective))
-        tasks = study.tasks
-        self.spec: TaskSpec = self.sampler.spec(tasks.n_way, tasks.n_shot, tasks.n_query)
-        self.train_spec: TaskSpec = self.sampler.spec(tasks.train_way, tasks.train_shot, tasks.train_query)
+        self.spec, self.train_spec = study.tasks.specs(self.sampler)
 
     def __reduce__(self) -> tuple[Callable[..., "Bench"], tuple[dict[str, Any], str]]:
         return _reopen, (self.study.to_dict(), str(self.device))

@@ -37,7 +37,7 @@ class Source:
     def sampler(self) -> TaskSampler:
         """The sampler. Raises UserError where the settings give none, and Skipped where those are the defaults."""
         try:
-            sampler = self.fresh()
+            sampler = self.cls(self.cls.Config(**self.settings))  # unwatched, as it may import what draws
             spec = sampler.spec(N_WAY, N_SHOT, N_QUERY)
             for pool in POOLS:
                 sampler.check(pool, spec)
@@ -182,6 +182,7 @@ def other_seeds_other_tasks(source: Source) -> None:
 def leaves_the_global_generators_alone(source: Source) -> None:
     """Building and drawing take nothing from the global generators of torch, numpy and Python."""
     assert source.batches
+    source.fresh()
     assert not source.drew_from, (
         f"it drew from the global generator of {' and '.join(sorted(source.drew_from))}; draw from the one that is "
         "passed in"

@@ -154,8 +154,8 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
     assert study.to_dict() == {
         "name": "a",
         "tasks": {
-            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "train_way": 5, "train_shot": 2,
-            "train_query": 15, **vars(REGISTRY.task_sampler("glyphs").Config()),
+            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "within": 0.0, "train_way": 5, "train_shot": 2,
+            "train_query": 15, "train_within": 0.0, **vars(REGISTRY.task_sampler("glyphs").Config()),
         },
         "learners": {
             "protonet": {"distance": ["euclidean", "cosine"], "temperature": {"low": 0.01, "high": 100.0}},
@@ -180,6 +180,17 @@ def test_regression_studies_have_the_samplers_encoder_and_the_objective_of_their
     study = resolved("{tasks: {sampler: sinusoid, n_shot: 5}, learners: maml}")
     assert list(study.space.encoders) == ["mlp"]
     assert (study.objective, study.tasks.n_way, study.tasks.train_way) == ("mse", 1, 1)
+
+
+def test_train_tasks_keep_within_groups_as_test_tasks_do_unless_they_say_otherwise() -> None:
+    def shares(tasks: str) -> tuple[float, float]:
+        study = resolved(f"{{tasks: {{sampler: arrays, n_way: 5, n_shot: 1, {tasks}}}, learners: pixels}}")
+        return study.tasks.within, study.tasks.train_within
+
+    assert shares("n_query: 1") == (0.0, 0.0)
+    assert shares("within: 1") == (1.0, 1.0)
+    assert shares("within: 1, train_within: 0.5") == (1.0, 0.5)
+    assert shares("train_within: 0.5") == (0.0, 0.5)
 
 
 def test_learners_may_be_one_name_a_list_or_a_mapping() -> None:
@@ -337,6 +348,13 @@ BAD = {
         "tasks.train_way: maml learns a fixed number of ways, and train_way 20 is not n_way 5; make them "
         "equal or leave maml out"
     ),
+    "tasks.within=2": "tasks.within: 2 is not a share of the tasks; write a number from 0 to 1",
+    "tasks.train_within=true": "tasks.train_within: True is not a share of the tasks; write a number from 0 to 1",
+    "tasks.within=1": (
+        "tasks.within: the classes of the sampler 'glyphs' belong to no groups; leave it out, or take a sampler with "
+        "groups: arrays, images, omniglot, sklearn_data, table, text"
+    ),
+    "tasks.train_within=0.5": "tasks.train_within: the classes of the sampler 'glyphs' belong to no groups",
     "tasks.size=large": "tasks.size: 'large' is not a whole number, as its default 28 is",
     "tasks.sampler=3": "tasks.sampler: 3 is not a name",
     "tasks=[glyphs]": "tasks: this is a list, and must be a mapping of keys to values",

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -352,6 +353,22 @@ def test_train_tasks_may_have_other_sizes_than_those_that_score(registry: plugin
     assert bench.run(job_of(bench)).result.state == "complete"
     sizes = {(pool, spec.n_way, spec.n_shot, spec.n_query) for pool, spec, *_ in drawn()}
     assert sizes == {("train", 6, 3, 2), ("validation", 3, 2, 4)}
+
+
+def test_tasks_keep_within_groups_as_the_study_says(registry: plugins.Registry, tmp_path: Path) -> None:
+    y = np.arange(60) % 12
+    x = np.random.default_rng(0).random((60, 3)) + y[:, None] // 4 * 10  # the group is in the numbers
+    np.savez(tmp_path / "a.npz", X=x, y=y, group=[f"g{n}" for n in y // 4])
+    pools = {"train": ["g0"], "validation": ["g1"], "test": ["g2"]}
+    tasks = {"sampler": "arrays", "file": str(tmp_path / "a.npz"), "n_way": 2, "n_shot": 1, "n_query": 2}
+    bench = bench_of(registry, tasks={**tasks, **pools, "within": 1}, learners=["pixels"])
+    bench.check()
+    assert (bench.spec.within, bench.train_spec.within) == (1.0, 1.0)
+    mixed = {**tasks, "split": "12/0/0", "within": 1, "train_within": 0.5}
+    bench = bench_of(registry, tasks=mixed, learners=["pixels"])
+    for spec, share in ((bench.spec, 1.0), (bench.train_spec, 0.5 + 0.5 * 3 / 11)):
+        groups = (bench.sampler.draw("train", spec, 400, seeds.generator(0)).support_x / 10).long()[:, :, 0]
+        assert float((groups[:, 0] == groups[:, 1]).float().mean()) == pytest.approx(share, abs=0.08 * (share < 1))
 
 
 # Weights

@@ -1,5 +1,6 @@
 """Every built-in learner, encoder, task sampler and meta-objective passes the conformance kit."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,41 @@ def glyphs(folder: Path) -> dict[str, Any]:
     return {f"{pool}_classes": 20 for pool in POOLS}
 
 
-SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {"omniglot": omniglot, "glyphs": glyphs}
+def arrays(folder: Path) -> dict[str, Any]:
+    """Write six pictures of each of twelve classes."""
+    folder.mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (72, 8, 8), dtype=np.uint8)
+    np.savez(folder / "a.npz", X=x, y=np.arange(72) % 12)
+    return {"file": str(folder / "a.npz"), "split": "4/4/4"}
+
+
+def images(folder: Path) -> dict[str, Any]:
+    """Write six pictures of each of twelve classes, a folder each."""
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (72, 8, 8), dtype=np.uint8)):
+        path = folder / f"class {number % 12}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return {"root": str(folder), "split": "4/4/4", "size": 8}
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """Write six rows of each of twelve classes, with a number and a category."""
+    folder.mkdir()
+    numbers = np.random.default_rng(0).normal(size=72)
+    rows = [f"c{row % 12},{number},{'ab'[row % 2]}" for row, number in enumerate(numbers)]
+    (folder / "a.csv").write_text("\n".join(["label,x,kind", *rows]))
+    return {"file": str(folder / "a.csv"), "split": "4/4/4"}
+
+
+def text(folder: Path) -> dict[str, Any]:
+    """Write six sentences of each of twelve classes."""
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps([[f"sentence {n} of {n % 12}", f"c{n % 12}"] for n in range(72)]))
+    return {"file": str(folder / "a.json"), "split": "4/4/4", "features": 256}
+
+
+WRITERS = (arrays, glyphs, images, omniglot, table, text)
+SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {writer.__name__: writer for writer in WRITERS}
 """Of task samplers that bring no data by default, or many, what returns settings for a few, written into a folder."""
 CLASSES = [
     provided

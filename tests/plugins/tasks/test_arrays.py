@@ -1,7 +1,6 @@
 """Arrays become pools as they stand in their file, and what cannot be learned from is refused by its place."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Generator, Tensor
 
 from metaopt.errors import UserError
 from metaopt.task import POOLS
-from metaopt.testing import checks_for
 from metaopt_tasks.arrays import Arrays
 
 N_CLASSES, N_EXAMPLES = 9, 5
@@ -244,19 +242,6 @@ def test_the_same_example_in_two_pools_is_refused_by_rows(tmp_path: Path) -> Non
         load(**save(tmp_path, X=x), **lists)
     kept = by_class(load(**save(tmp_path, X=x), **lists, duplicates="skip"))
     assert {name: len(examples) for name, examples in kept.items()} == {"3": 4, "2": 5, "1": 4}
-
-
-def test_the_sampler_passes_the_conformance_kit(tmp_path: Path) -> None:
-    given_file = save(tmp_path)["file"]
-
-    class OnAFile(Arrays):
-        @dataclass(frozen=True)
-        class Config(Arrays.Config):
-            file: str = given_file
-            split: str = "3/3/3"
-
-    for check in checks_for(OnAFile).values():
-        check()
 
 
 def test_tasks_hold_the_examples_of_their_labels(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from metaopt.errors import UserError
 from metaopt.nn import class_means, squared_distances
 from metaopt.pools import rows_of
 from metaopt.task import POOLS
-from metaopt.testing import checks_for
 from metaopt_tasks import bundled
 from metaopt_tasks.bundled import Bundled
 
@@ -74,11 +73,6 @@ def test_a_study_of_few_classes_is_refused_with_numbers_that_work() -> None:
         sampler.check("validation", sampler.spec(2, 1, 15))
     with pytest.raises(UserError, match=r"5-way tasks need 5 classes and the test pool has 3; set tasks\.n_way to 3"):
         load().check("test", load().spec(5, 1, 15))
-
-
-def test_the_sampler_passes_the_conformance_kit() -> None:
-    for check in checks_for(Bundled).values():
-        check()
 
 
 def test_new_digits_are_told_apart_by_nearest_class_mean() -> None:

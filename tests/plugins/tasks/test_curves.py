@@ -9,8 +9,6 @@ from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]
 from torch import Generator, Tensor
 
 from metaopt.errors import UserError
-from metaopt.task import POOLS
-from metaopt.testing import Skipped, checks_for
 from metaopt_tasks.curves import FAMILIES, Curves
 
 
@@ -123,16 +121,3 @@ def test_one_seed_gives_a_mixed_task_the_curve_it_has_in_its_family() -> None:
 def test_a_setting_that_cannot_be_is_refused(config: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         load(**config)
-
-
-def test_the_sampler_passes_the_conformance_kit() -> None:
-    ran = 0
-    for check in checks_for(Curves).values():
-        try:
-            check()
-            ran += 1
-        except Skipped:  # what only classification has
-            continue
-    assert ran >= 6
-    assert load().spec(1, 3, 4).kind == "regression"
-    assert len(POOLS) == 3

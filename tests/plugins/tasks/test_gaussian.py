@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from metaopt.errors import UserError
 from metaopt.nn import class_means, squared_distances
 from metaopt.task import POOLS, TaskBatch
-from metaopt.testing import checks_for
+from metaopt_tasks import gaussian
 from metaopt_tasks.gaussian import Gaussian, bayes_accuracy
 
 
@@ -74,6 +74,14 @@ def test_known_means_far_apart_are_told_apart_surely_and_equal_ones_by_chance() 
     assert bayes_accuracy(5, math.inf, 16, 20.0) > 0.9999
     for n_way in (2, 5, 20):
         assert bayes_accuracy(n_way, 1, 16, 1e-3) == pytest.approx(1 / n_way, abs=2e-3)
+
+
+def test_the_exact_series_and_the_normal_limit_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features in (1, 16, 200):
+        exact = bayes_accuracy(5, 1, features, 0.05)  # noncentralities of 1e5 and more
+        monkeypatch.setattr(gaussian, "FAR", 1e4)
+        assert bayes_accuracy(5, 1, features, 0.05) == pytest.approx(exact, abs=1e-5)
+        monkeypatch.undo()
 
 
 def test_one_feature_and_known_means_of_two_classes_have_a_closed_form() -> None:
@@ -151,8 +159,3 @@ def test_tasks_too_large_for_memory_are_refused_with_ways_that_work() -> None:
 def test_there_are_no_labelled_examples_to_train_on() -> None:
     with pytest.raises(UserError, match="'gaussian' has no labelled classes"):
         load().examples(3, seeded())
-
-
-def test_the_sampler_passes_the_conformance_kit() -> None:
-    for check in checks_for(Gaussian).values():
-        check()

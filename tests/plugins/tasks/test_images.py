@@ -3,7 +3,6 @@
 import csv
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from torch import Generator, Tensor
 import metaopt.cache
 from metaopt.errors import UserError
 from metaopt.task import POOLS
-from metaopt.testing import Skipped, checks_for
 from metaopt_tasks import images
 from metaopt_tasks.images import Images
 
@@ -662,29 +660,6 @@ def test_all_pools_read_one_mapped_file(root: Path, monkeypatch: pytest.MonkeyPa
     (mapped,) = arrays
     assert isinstance(mapped, np.memmap)
     assert all(np.shares_memory(sampler.pools[pool].sources.numpy(), mapped) for pool in POOLS)
-
-
-# The contract
-
-
-def test_the_sampler_passes_the_conformance_kit(tmp_path: Path) -> None:
-    folder = write(tmp_path / "many", files_of([f"c{n}" for n in range(12)], 6))
-
-    class OnAFolder(Images):
-        @dataclass(frozen=True)
-        class Config(Images.Config):
-            root: str = str(folder)
-            split: str = "4/4/4"
-            size: int = 8
-
-    ran = 0
-    for check in checks_for(OnAFolder).values():
-        try:
-            check()
-            ran += 1
-        except Skipped as reason:
-            raise AssertionError(reason) from None
-    assert ran >= 10
 
 
 def test_tasks_hold_the_pictures_of_their_labels(root: Path) -> None:

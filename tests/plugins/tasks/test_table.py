@@ -3,7 +3,6 @@
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from metaopt.errors import UserError
 from metaopt.task import POOLS
-from metaopt.testing import checks_for
 from metaopt_tasks.table import Table
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -184,18 +182,3 @@ def test_any_table_gives_finite_features_or_a_refusal(tmp_path: Path, first: lis
         refusal = ""
         assert np.isfinite(features(sampler)).all()
     assert "\n" not in refusal
-
-
-def test_the_sampler_passes_the_conformance_kit(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    labels = [f"c{row % 12}" for row in range(72)]
-    path = write(tmp_path / "a.csv", {"label": labels, "x": draw.normal(size=72), "y": draw.normal(size=72)})
-
-    class OnATable(Table):
-        @dataclass(frozen=True)
-        class Config(Table.Config):
-            file: str = str(path)
-            split: str = "4/4/4"
-
-    for check in checks_for(OnATable).values():
-        check()

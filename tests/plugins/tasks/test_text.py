@@ -5,7 +5,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from metaopt.errors import UserError
 from metaopt.nn import class_means, squared_distances
 from metaopt.pools import rows_of
 from metaopt.task import POOLS, Pool
-from metaopt.testing import checks_for
 from metaopt_tasks.text import WORDS, Text
 
 DATA = Path(os.environ.get("METAOPT_DATA") or Path(__file__).parents[4] / "shared" / "data")
@@ -236,20 +234,6 @@ def test_any_texts_give_finite_features_or_a_refusal(tmp_path: Path, said: list[
         lengths = np.linalg.norm(features(sampler), axis=1)
         assert np.all((np.abs(lengths - 1) < 1e-5) | (lengths == 0))
     assert not refusal or re.search("has no text|are identical|has no texts", refusal)
-
-
-def test_the_sampler_passes_the_conformance_kit(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", [[f"sentence {n} of {n % 12}", str(n % 12)] for n in range(72)])
-
-    class OnAFile(Text):
-        @dataclass(frozen=True)
-        class Config(Text.Config):
-            file: str = str(path)
-            split: str = "4/4/4"
-            features: int = 256
-
-    for check in checks_for(OnAFile).values():
-        check()
 
 
 # The real data
