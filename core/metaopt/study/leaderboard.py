@@ -143,6 +143,7 @@ def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
         "transductive": bench.study.space.transductive(result.params),
         "search": _score(result, bench.study.search_on),
         "trained_tasks": result.trained_tasks,
+        "cpu_seconds": result.cpu_seconds,
         "parameters": result.parameters,
     }
 
