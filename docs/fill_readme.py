@@ -1,6 +1,7 @@
 """Fill the README's marked blocks with what the commands print: `make readme`.
 
-A block stands behind a comment that names its source: a leaderboard kept in docs/results/, a command, or a source file.
+A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
+learners beside what papers report ("zoo"), a command, or a source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
@@ -11,17 +12,49 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from metaopt import cli, terminal
+from metaopt.study.leaderboard import interval
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- (leaderboard|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (leaderboard|zoo|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
 
 
 def leaderboard(name: str) -> str:
     """Return what `metaopt study run` prints at the end, for a leaderboard kept in docs/results."""
-    board = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    board = _board(name)
     return _printed(lambda: terminal.show_board(board, Path("runs") / board["study"])).strip() + "\n"
+
+
+def zoo(name: str) -> str:
+    """Return a table of a leaderboard's learners, best first, each at its best, beside what papers report."""
+    board = _board(name)
+    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8")).get(name, {})
+    rows = [("learner", board["objective"], "tasks trained", "CPU s", "queries", "paper", "")]
+    for learner, entry in board["learners"].items():
+        paper = published.get(learner)
+        rows.append(
+            (
+                learner,
+                interval(entry["search"]),
+                f"{entry['trained_tasks']:,}",
+                f"{entry['cpu_seconds']:.0f}",
+                "transductive" if entry["transductive"] else "inductive",
+                f"{paper['accuracy'] / 100:.4f}" if paper else "–",
+                paper["source"] + (", transductive" if paper.get("transductive") else "") if paper else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(_aligned(cell, width, at) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+             for row in rows)  # fmt: skip
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column in {0, 4, 6} else cell.rjust(width)
 
 
 def command(line: str) -> str:
@@ -34,12 +67,21 @@ def source(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-SOURCES: dict[str, Callable[[str], str]] = {"leaderboard": leaderboard, "command": command, "source": source}
+SOURCES: dict[str, Callable[[str], str]] = {
+    "leaderboard": leaderboard,
+    "zoo": zoo,
+    "command": command,
+    "source": source,
+}
 
 
 def filled(text: str) -> str:
     """Return the README's text with each marked block made anew."""
     return BLOCK.sub(lambda found: found[1] + SOURCES[found[2]](found[3]) + found[5], text)
+
+
+def _board(name: str) -> Any:
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _printed(call: Callable[[], object]) -> str:

@@ -21,7 +21,8 @@ class RelationNet(Learner):
     squared error of the sigmoids against 1 for the query's own class and 0 for the others; predictions are the scores
     before the sigmoid, which rank alike. Each pair is normalised by itself, where the paper uses the statistics of all
     pairs, and max-pooling rounds up, so that there is no smallest grid. Features that lie on no grid count as a grid of
-    one place, where a convolution is a linear layer.
+    one place, where a convolution is a linear layer. Weights start as He et al. (2015) draw them: from smaller ones all
+    relations are nearly alike for some thousand tasks, and nothing is learned.
     """
 
     name = "relation"
@@ -53,6 +54,9 @@ class RelationNet(Learner):
             nn.ReLU(),
             nn.Linear(config.hidden, 1),
         )
+        for layer in (self.side_by_side, *self.relation):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return the relation of each query to each class, before the sigmoid: (n_queries, n_way)."""

@@ -80,7 +80,7 @@ class LearnedOptimizer(Learner):
 
     name = "learned_optimizer"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
+    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3, "conv4.width": 16}  # its cost is that of LSTMs a weight
     config: "Config"
 
     @dataclass(frozen=True)

@@ -151,6 +151,7 @@ def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
             "not_finite": result.not_finite,
         },
         "trained_tasks": result.trained_tasks,
+        "cpu_seconds": result.cpu_seconds,
         "parameters": result.parameters,
     }
 
