@@ -43,9 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"metaopt {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    study = commands.add_parser("study", help="run a study, show what it found").add_subparsers(
-        metavar="ACTION", required=True
+    _study_arguments(_group(commands, "study", "run a study, show what it found"))
+    _tasks_arguments(_group(commands, "tasks", "look at the tasks of a study"))
+    _plugin_arguments(
+        _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
+    _model_arguments(commands)
+    return parser
+
+
+def _study_arguments(study: Any) -> None:
     run = _command(study, "run", _study_run, "run a study, or go on with one that was interrupted")
     run.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
     run.add_argument("--trials", type=_count, metavar="N", help="trials in all, those already done included")
@@ -70,9 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _json(audit)
     _json(_command(study, "list", _study_list, "list the studies that come with metaopt"))
 
-    plugin = commands.add_parser("plugin", help="list what is installed, with ranges and papers").add_subparsers(
-        metavar="ACTION", required=True
-    )
+
+def _plugin_arguments(plugin: Any) -> None:
     _json(_command(plugin, "list", _plugin_list, "list plugins and what they provide"))
     one = _command(plugin, "show", _plugin_show, "show a plugin, learner, task sampler, encoder or objective")
     one.add_argument("name", metavar="NAME")
@@ -95,9 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--output", type=Path, metavar="DIR", help="the project's folder (default: metaopt-NAME)")
     _json(new)
 
-    tasks = commands.add_parser("tasks", help="look at the tasks of a study").add_subparsers(
-        metavar="ACTION", required=True
-    )
+
+def _tasks_arguments(tasks: Any) -> None:
     preview = _command(tasks, "preview", _tasks_preview, "describe a study's pools, draw one task and picture it")
     preview.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
     preview.add_argument(
@@ -106,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--output", type=Path, metavar="FILE", help="write a picture of the task: task.png")
     _json(preview)
 
+
+def _model_arguments(commands: Any) -> None:
     evaluate = _command(commands, "evaluate", _evaluate, "score a study's winner again, on fresh test tasks")
     evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
@@ -120,7 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=1, metavar="N", help="which tasks (default: 1)")
     _device(compare)
     _json(compare)
-    return parser
+
+
+def _group(commands: Any, name: str, help: str) -> Any:
+    return commands.add_parser(name, help=help).add_subparsers(metavar="ACTION", required=True)
 
 
 def _command(group: Any, name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
