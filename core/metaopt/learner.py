@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from metaopt.augment import Augment
 from metaopt.task import Examples, Kind, TaskBatch, TaskSpec
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Learner(nn.Module):
 
     spec: TaskSpec
     config: Any
+    augment: Augment = Augment()
+    """What is done to the tasks it is meta-trained on, set by the core when it builds the learner."""
     progress: float = 0.0
     """The share of meta-training that is done, set by the core before every outer step: for what changes on the way."""
 

@@ -166,7 +166,8 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
             times = ", ".join(f"{one['what']} of trial {one['trial']}" for one in board["tested"])
             out.print(f"The test pool was scored {len(board['tested'])} times ({times}): choosing by it is no test.")
         for name, value in winner["params"].items():
-            if name not in {"learner", "encoder"}:
+            off = value in (0.0, None) and name.startswith(("outer.", "augment."))
+            if name not in {"learner", "encoder"} and not off:
                 out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
         out.print("best of each learner in the search:")
         for learner, entry in board["learners"].items():

@@ -30,15 +30,30 @@ class Outer:
     sgd_lr: float = tune.real(0.01, 1.0, log=True, default=0.1, when={"optimizer": "sgd"})
     schedule: str = tune.choice("constant", "linear", "cosine")
     tasks_per_step: int = tune.integer(1, 64, log=True, default=4)
+    warmup: float = tune.real(0.0, 0.5, default=0.0)
+    """The share of the budget in which the rate rises from 0 to the schedule's."""
+    weight_decay: float = tune.real(0.0, 0.1, default=0.0)
+    """Of the weights' own size, a step at full rate; apart from the gradients, as in AdamW (arXiv:1711.05101)."""
+    clip: float | None = tune.choice(None, 0.1, 1.0, 10.0)
+    """The largest norm of all gradients together."""
+    averaging: float = tune.real(0.0, 0.9999, default=0.0)
+    """The weights at the end are an exponential average of those of all steps with this decay; 0: the last ones."""
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the optimiser at its full rate."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=self.sgd_lr)
+            return torch.optim.SGD(parameters, lr=self.sgd_lr, weight_decay=self.weight_decay)
+        if self.weight_decay:
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.Adam(parameters, lr=self.lr)
 
     def factor(self, progress: float) -> float:
         """Return the share of the full rate at `progress`, from 0 at the start to 1 at the end of the budget."""
+        if progress < self.warmup:
+            return self._scheduled(self.warmup) * progress / self.warmup
+        return self._scheduled(progress)
+
+    def _scheduled(self, progress: float) -> float:
         match self.schedule:
             case "linear":
                 return 1.0 - progress
@@ -132,7 +147,8 @@ def meta_train(
     limit = min(planned, budget.tasks or planned)
     optimizer, draw = outer.build(list(trainable(learner).values())), seeds.generator(seed, "train")
     full_rates = [group["lr"] for group in optimizer.param_groups]
-    update = _updater(learner, optimizer)
+    average = Average(learner, outer.averaging)
+    update = _updater(learner, optimizer, outer, average)
     training = Training(0, planned, time.process_time() - started)
     while training.tasks < limit:
         at(training)
@@ -147,6 +163,7 @@ def meta_train(
             raise TrialError(f"the meta-training loss became {loss.item()} after {training.tasks} tasks")
         if budget.cpu_seconds and not budget.tasks and training.cpu_seconds > 1.25 * budget.cpu_seconds:
             break  # the estimate was too good; what was done is recorded
+    average.take()
     return training
 
 
@@ -171,13 +188,13 @@ def meta_test(
     learner.eval()
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
     scores, not_finite = torch.empty(0, dtype=torch.float64), 0
+    views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
     with torch.no_grad():  # adaptation turns gradients on for itself
         for n in _chunks(n_tasks):
             at(scores)
             batch = sampler.draw(pool, learner.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
-            assert isinstance(predictions, Tensor)
+            predictions = _predict(learner, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
             outcome = Outcome(learner.spec, predictions, batch.query_y, seconds, parameters)
             new = objective.score(outcome).double().cpu()
@@ -189,6 +206,22 @@ def meta_test(
     return Scores(scores, not_finite, objective.contributions(scores))
 
 
+def _predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
+    """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
+    predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
+    assert isinstance(predictions, Tensor)
+    copies = learner.augment.test_copies
+    if copies == 1 or learner.spec.kind != "classification":
+        return predictions
+    total = predictions.softmax(-1)
+    for _ in range(copies - 1):
+        view = learner.augment.copies(batch, views)
+        more = executor.map(learner, "forward", view.support_x, view.support_y, view.query_x)
+        assert isinstance(more, Tensor)
+        total = total + more.softmax(-1)
+    return (total / copies).log()
+
+
 def _chunks(n_tasks: int) -> Iterator[int]:
     for start in range(0, n_tasks, TASKS_A_CALL):
         yield min(TASKS_A_CALL, n_tasks - start)
@@ -196,18 +229,49 @@ def _chunks(n_tasks: int) -> Iterator[int]:
 
 def _batch(learner: Learner, sampler: TaskSampler, n_tasks: int, draw: Generator) -> TaskBatch | Examples:
     if learner.trains_on == "examples":
-        return sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
-    return sampler.draw("train", learner.spec, n_tasks, draw)
+        examples = sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
+        return learner.augment.examples(examples, draw) if learner.augment.active else examples
+    batch = sampler.draw("train", learner.spec, n_tasks, draw)
+    return learner.augment.batch(batch, draw) if learner.augment.active else batch
 
 
-def _updater(learner: Learner, optimizer: torch.optim.Optimizer) -> Callable[[Gradients], None]:
+class Average:
+    """An exponential average of a learner's weights over the steps of meta-training (Polyak & Juditsky, 1992).
+
+    Over the first steps its decay grows to what was asked for, so that the weights at the start are soon forgotten.
+    """
+
+    def __init__(self, learner: Learner, decay: float) -> None:
+        self.parameters, self.decay, self.steps = trainable(learner), decay, 0
+        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()} if decay else {}
+
+    def step(self) -> None:
+        """Take the weights after a step into the average."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, mean in self.mean.items():
+            mean.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    def take(self) -> None:
+        """Put the average in the place of the weights."""
+        with torch.no_grad():
+            for name, mean in self.mean.items():
+                self.parameters[name].copy_(mean)
+
+
+def _updater(
+    learner: Learner, optimizer: torch.optim.Optimizer, outer: Outer, average: Average
+) -> Callable[[Gradients], None]:
     parameters = trainable(learner)
 
     def update(gradients: Gradients) -> None:
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
+        if outer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), outer.clip)
         optimizer.step()
         optimizer.zero_grad()
+        average.step()
 
     return update
 
@@ -223,7 +287,7 @@ def _affordable(
 ) -> int:
     """Return how many tasks so many seconds are good for, by timing a few steps on a copy of the learner."""
     trial, draw = copy.deepcopy(learner), seeds.generator(seed, "probe")
-    update = _updater(trial, outer.build(list(trainable(trial).values())))
+    update = _updater(trial, outer.build(list(trainable(trial).values())), outer, Average(trial, outer.averaging))
     trial.train()
     seconds: list[float] = []
     started = time.process_time()

@@ -14,7 +14,7 @@ default elsewhere. A study file may fix a hyperparameter or narrow its range, ne
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,6 +168,19 @@ def declared(config: type) -> dict[str, Parameter]:
 def conditions(config: type) -> dict[str, When]:
     """Return, by name, what must hold for a field of `config` to be searched."""
     return {field.name: field.metadata.get("when", {}) for field in dataclasses.fields(config)}
+
+
+def extremes(section: Mapping[str, Parameter]) -> Iterator[dict[str, Any]]:
+    """Yield {field: value} for both ends of every range, each option and each fixed value of a section."""
+    for field, parameter in section.items():
+        match parameter:
+            case Choice(options):
+                values: tuple[Value, ...] = options
+            case Fixed(value):
+                values = (value,)
+            case _:
+                values = (parameter.low, parameter.high)
+        yield from ({field: value} for value in values)
 
 
 def narrow(parameter: Parameter, given: object) -> Parameter:

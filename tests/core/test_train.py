@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist, median
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import dropout
 
+from metaopt.augment import Augment
 from metaopt.errors import TrialError
 from metaopt.executor import EXECUTORS, Executor, Vmap
 from metaopt.learner import Gradients, Learner
@@ -342,6 +344,71 @@ def test_every_step_is_taken_at_the_scheduled_rate(schedule: str) -> None:
     train(learner, Budget(tasks=n_steps), Outer("sgd", sgd_lr=0.5, schedule=schedule, tasks_per_step=1))
     moves = [before - after for before, after in zip([0.0, *learner.weights], learner.weights, strict=False)]
     assert moves == pytest.approx([0.5 * SHARES[schedule](step / n_steps) for step in range(n_steps)], abs=1e-12)
+
+
+@every_schedule
+@given(progress=st.floats(0, 1), warmup=st.floats(0.01, 0.5))
+def test_the_rate_rises_from_zero_to_the_schedules_over_the_warm_up(
+    schedule: str, progress: float, warmup: float
+) -> None:
+    warmed, plain = Outer(schedule=schedule, warmup=warmup), Outer(schedule=schedule)
+    if progress >= warmup:
+        assert warmed.factor(progress) == plain.factor(progress)
+    else:
+        assert warmed.factor(progress) == pytest.approx(plain.factor(warmup) * progress / warmup)
+    assert warmed.factor(0.0) == 0.0
+
+
+def test_weight_decay_shrinks_weights_by_the_rate_times_itself_apart_from_the_gradient() -> None:
+    for outer, rate in ((Outer("sgd", sgd_lr=0.5), 0.5), (Outer("adam", lr=0.01), 0.01)):
+        plain, decayed = nn.Parameter(torch.full((3,), 2.0)), nn.Parameter(torch.full((3,), 2.0))
+        for parameter, decay in ((plain, 0.0), (decayed, 0.1)):
+            optimizer = replace(outer, weight_decay=decay).build([parameter])
+            parameter.grad = torch.tensor([0.3, -0.2, 0.0])
+            optimizer.step()
+        torch.testing.assert_close(decayed, plain - rate * 0.1 * 2.0)
+
+
+def test_clipping_scales_all_gradients_together_to_the_norm() -> None:
+    """Under a gradient of 1 in one weight gradient descent moves by the rate, clipped to 0.1 by a tenth of it."""
+    learner = Probe(CLOUDS.spec())
+    train(learner, Budget(tasks=2), Outer("sgd", sgd_lr=1.0, clip=0.1, tasks_per_step=1))
+    assert learner.weights == pytest.approx([-0.1, -0.2], abs=1e-5)
+
+
+def test_averaged_weights_are_their_exponential_average_over_the_steps() -> None:
+    plain, averaged = Probe(CLOUDS.spec()), Probe(CLOUDS.spec())
+    outer = Outer("sgd", sgd_lr=1.0, tasks_per_step=1)
+    train(plain, Budget(tasks=40), outer)
+    train(averaged, Budget(tasks=40), replace(outer, averaging=0.5))
+    assert plain.weights == averaged.weights, "the steps are the same"
+    mean = 0.0
+    for step, weight in enumerate(plain.weights, 1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
+    assert float(averaged.weight) == pytest.approx(mean, rel=1e-5)
+    assert float(plain.weight) == plain.weights[-1]
+
+
+def test_learners_are_trained_on_augmented_tasks_and_tested_on_plain_ones() -> None:
+    noisy, plain = protonet(), protonet()
+    noisy.augment = Augment(noise=0.5)
+    untrained = scores_of(noisy, 20)
+    assert torch.equal(untrained.per_task, scores_of(plain, 20).per_task)
+    for learner in (noisy, plain):
+        train(learner, Budget(tasks=8))
+    assert differ(noisy, plain)
+
+
+def test_test_copies_average_the_probabilities_of_views_of_the_same_tasks() -> None:
+    learner = protonet()
+    alone = scores_of(learner, 40)
+    learner.augment = Augment(test_copies=4)
+    assert torch.equal(scores_of(learner, 40).per_task, alone.per_task), "of views without jitter"
+    learner.augment = Augment(noise=1.0, test_copies=4)
+    first, again = scores_of(learner, 40), scores_of(learner, 40)
+    assert torch.equal(first.per_task, again.per_task)
+    assert not torch.equal(first.per_task, alone.per_task)
 
 
 def test_the_schedule_goes_by_the_planned_tasks() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from metaopt import tune
+from metaopt.augment import Augment
 from metaopt.errors import UserError, unknown
 from metaopt.executor import EXECUTORS
 from metaopt.plugins import Registry
@@ -33,6 +34,7 @@ KEYS = (
     "learners",
     "encoder",
     "outer",
+    "augment",
     "objective",
     "search_on",
     "transductive",
@@ -121,6 +123,7 @@ class Study:
                 for name, section in self.space.encoders.items()
             },
             "outer": _written(self.space.outer, Outer),
+            "augment": _written(self.space.augment, Augment),
             "objective": self.objective,
             "search_on": self.search_on,
             "transductive": self.transductive,
@@ -224,6 +227,7 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
             for name, given in encoders.items()
         },
         outer=_ranges(top, "outer", Outer, raw.get("outer"), transductive),
+        augment=_ranges(top, "augment", Augment, raw.get("augment"), transductive),
         learner_classes={name: registry.learner(name) for name in learners},
         encoder_classes={name: registry.encoder(name) for name in encoders},
     )

@@ -4,11 +4,12 @@ A pipeline is written {"learner": "maml", "maml.inner_lr": 0.1, …, "encoder": 
 "outer.lr": 0.001, …}: complete, fixed values included, so that it can be built without the study file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metaopt import tune
+from metaopt.augment import Augment
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.train import Outer
@@ -25,6 +26,8 @@ class Space:
     encoders: Mapping[str, Section]
     outer: Section
     """What the study file says of the outer loop; what it leaves out is at each learner's own default."""
+    augment: Section
+    """What it says of augmentation; what neither it nor the learner's own defaults name is off."""
     learner_classes: Mapping[str, type[Learner]]
     encoder_classes: Mapping[str, type[Encoder]]
 
@@ -79,6 +82,8 @@ class Space:
             _visit(params, encoder, self.encoder_classes[encoder].Config, self.encoders[encoder], cls.defaults, decide)
         if cls.trains_on != "nothing":
             _visit(params, "outer", Outer, self.outer, cls.defaults, decide)
+            named = {name.removeprefix("augment.") for name in cls.defaults if name.startswith("augment.")}
+            _visit(params, "augment", Augment, self.augment, cls.defaults, decide, named | self.augment.keys())
         return params
 
 
@@ -87,10 +92,23 @@ def _one_of(sections: Mapping[str, Section]) -> tune.Parameter:
     return tune.Choice(names) if len(names) > 1 else tune.Fixed(names[0])
 
 
-def _visit(params: Params, owner: str, config: type, given: Section, defaults: Mapping[str, Any], decide: Any) -> None:
-    """Decide the fields of `config` in order; one whose condition does not hold keeps its default, unsearched."""
+def _visit(
+    params: Params,
+    owner: str,
+    config: type,
+    given: Section,
+    defaults: Mapping[str, Any],
+    decide: Any,
+    fields: Collection[str] | None = None,
+) -> None:
+    """Decide the fields of `config` in order; one whose condition does not hold keeps its default, unsearched.
+
+    With `fields` only these are decided, the others left out.
+    """
     declared_default = config()
     for field, when in tune.conditions(config).items():
+        if fields is not None and field not in fields:
+            continue
         name = f"{owner}.{field}"
         default = defaults.get(name, getattr(declared_default, field))
         parameter = given.get(field, tune.Fixed(default))

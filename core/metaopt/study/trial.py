@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metaopt import seeds
+from metaopt import seeds, tune
+from metaopt.augment import Augment
 from metaopt.errors import TrialError, UserError
 from metaopt.executor import Executor, Loop, choose
 from metaopt.files import whole
@@ -118,6 +119,8 @@ class Bench:
         for pool in pools:
             self.sampler.check(pool, self.spec)
         space = self.study.space
+        for strengths in tune.extremes(space.augment):
+            Augment(**strengths).check(self.spec.x_shape)
         for learner in space.learners:
             for encoder in space.encoders:
                 try:
@@ -139,6 +142,7 @@ class Bench:
                 config = encoder_class.Config(**section(params, params["encoder"]))
                 encoder = encoder_class(self.spec.x_shape, config)
             learner = cls(self.train_spec, encoder, cls.Config(**section(params, params["learner"])))
+        learner.augment = Augment(**section(params, "augment"))
         return learner.to(self.device)
 
     def score(

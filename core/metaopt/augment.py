@@ -1,0 +1,165 @@
+"""Augmentation of tasks: more classes and more examples than there are, made while meta-training.
+
+What is done to a class as a whole (turns, slant, stretch) makes it another class, so it is the same for its support and
+query examples; what is done to an example (jitter, elastic noise, stroke width) leaves its class what it is, so it is
+drawn for each. Every part is off by default; a study searches those that it names under `augment:`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d
+
+from metaopt import tune
+from metaopt.errors import UserError
+from metaopt.task import Examples, TaskBatch
+
+GRID = 6  # nodes along a side, between which elastic noise is smooth
+PICTURES = ("turn", "slant", "stretch", "rotate", "scale", "shift", "elastic", "stroke")
+"""The fields that only pictures have use for."""
+DIHEDRAL = 8  # quarter turns, each mirrored or not
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How strongly tasks are augmented; at 0 not at all.
+
+    Strengths are standard deviations of normal draws unless said otherwise, lengths shares of the picture. What moves
+    in from beyond a picture's border is 0. All but the last three are for pictures.
+    """
+
+    turn: str = tune.choice("none", "task", "class")
+    """Turns all classes of a task alike by a multiple of 90°, mirrored or not, or each class by one of its own."""
+    slant: float = tune.real(0.0, 0.5, default=0.0)
+    """Shears all pictures of a task alike."""
+    stretch: float = tune.real(0.0, 0.5, default=0.0)
+    """Stretches all pictures of a task alike, in height and width apart; of the logarithm."""
+    rotate: float = tune.real(0.0, 45.0, default=0.0)
+    """Rotates each picture by up to so many degrees, uniformly."""
+    scale: float = tune.real(0.0, 0.5, default=0.0)
+    """Scales each picture; of the logarithm."""
+    shift: float = tune.real(0.0, 0.3, default=0.0)
+    """Moves each picture by up to so much, uniformly, both ways apart."""
+    elastic: float = tune.real(0.0, 0.1, default=0.0)
+    """Moves the nodes of a coarse grid over each picture, smoothly in between."""
+    stroke: float = tune.real(0.0, 1.0, default=0.0)
+    """Thickens or thins lines: by up to so much of the way to the brightest, or darkest, pixel beside each."""
+    noise: float = tune.real(0.0, 1.0, default=0.0)
+    """Adds normal noise to every number of an example: on pictures and vectors."""
+    dropout: float = tune.real(0.0, 0.9, default=0.0)
+    """Sets each feature of an example to 0 with this probability, and scales up the others."""
+    test_copies: int = tune.integer(1, 16, log=True, default=1)
+    """At meta-test the learner learns the task from so many views of it, the first as it is and the others with their
+    examples jittered, and its probabilities are averaged."""
+
+    def check(self, x_shape: tuple[int, ...]) -> None:
+        """Raise UserError where something is on that does not suit examples of this shape."""
+        if self.of_pictures and len(x_shape) != 3:
+            on = next(name for name in PICTURES if getattr(self, name) not in {0.0, "none"})
+            raise UserError(
+                f"augment.{on} is for pictures and the examples have shape {x_shape}; leave it out, or take noise or "
+                "dropout"
+            )
+        if self.turn != "none" and x_shape[1] != x_shape[2]:
+            raise UserError(
+                f"augment.turn is for square pictures and these are {x_shape[1]} × {x_shape[2]}; leave it out"
+            )
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether anything is on that is only for pictures."""
+        return any(getattr(self, name) not in {0.0, "none"} for name in PICTURES)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is on."""
+        return self.of_pictures or bool(self.noise or self.dropout)
+
+    def batch(self, batch: TaskBatch, generator: Generator) -> TaskBatch:
+        """Return augmented tasks of the same labels. The draws are the generator's, on the CPU."""
+        x = torch.cat([batch.support_x, batch.query_x], 1)  # (n_tasks, n, *x_shape)
+        n_tasks, n_support = batch.support_y.shape[:2]
+        if self.turn != "none" and x.ndim == 5 and batch.support_y.ndim == 2:
+            y = torch.cat([batch.support_y, batch.query_y], 1)  # (n_tasks, n)
+            n_way = int(y.max()) + 1 if self.turn == "class" else 1
+            turns = torch.randint(DIHEDRAL, (n_tasks, n_way), generator=generator).to(y.device)
+            x = _turned(x, turns.gather(1, y) if self.turn == "class" else turns.expand_as(y))
+        common = _common(n_tasks, self.slant, self.stretch, generator)
+        each = x.shape[1]
+        x = self._examples(x.flatten(0, 1), generator, common.repeat_interleave(each, 0)).view_as(x)
+        return replace(batch, support_x=x[:, :n_support], query_x=x[:, n_support:])
+
+    def examples(self, examples: Examples, generator: Generator) -> Examples:
+        """Return augmented examples: jittered each, but not turned, which would make them others than their labels."""
+        return replace(examples, x=self._examples(examples.x, generator, None))
+
+    def copies(self, batch: TaskBatch, generator: Generator) -> TaskBatch:
+        """Return tasks whose examples are jittered, their classes left as they are: other views of the same tasks."""
+        return replace(self, turn="none", slant=0.0, stretch=0.0).batch(batch, generator)
+
+    def _examples(self, x: Tensor, generator: Generator, common: Tensor | None) -> Tensor:
+        """Return examples (n, *x_shape), each jittered; `common` (n, 2, 2) are maps of the plane to begin with."""
+        if x.ndim == 4 and self.of_pictures:
+            x = self._pictures(x, generator, common)
+        if self.noise:
+            x = x + self.noise * torch.randn(x.shape, generator=generator).to(x)
+        if self.dropout:
+            kept = torch.rand(x.shape, generator=generator) >= self.dropout
+            x = x * kept.to(x) / (1 - self.dropout)
+        return x
+
+    def _pictures(self, x: Tensor, generator: Generator, common: Tensor | None) -> Tensor:
+        """Return pictures (n, channels, height, width), each jittered in one resampling."""
+        n = len(x)
+
+        def uniform(bound: float, *shape: int) -> Tensor:
+            return bound * (2 * torch.rand(n, *shape, generator=generator) - 1)
+
+        moved = (
+            self.rotate
+            or self.scale
+            or self.shift
+            or self.elastic
+            or (common is not None and self.slant + self.stretch)
+        )
+        if moved:
+            angle = uniform(math.radians(self.rotate))
+            size = (self.scale * torch.randn(n, generator=generator)).exp()
+            rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
+            linear = rotation / size[:, None, None]
+            if common is not None:
+                linear = linear @ common
+            offset = uniform(2 * self.shift, 2, 1)  # the picture is 2 wide: from -1 to 1
+            grid = affine_grid(torch.cat([linear, offset], 2), list(x.shape), align_corners=False)
+            if self.elastic:
+                nodes = 2 * self.elastic * torch.randn(n, 2, GRID, GRID, generator=generator)
+                smooth = interpolate(nodes, x.shape[2:], mode="bicubic", align_corners=True)
+                grid = grid + smooth.permute(0, 2, 3, 1)
+            x = grid_sample(x, grid.to(x), align_corners=False)
+        if self.stroke:
+            share = uniform(self.stroke, 1, 1, 1).to(x)
+            thick, thin = max_pool2d(x, 3, 1, 1), -max_pool2d(-x, 3, 1, 1)
+            x = x + share.clamp(min=0) * (thick - x) - share.clamp(max=0) * (thin - x)
+        return x
+
+
+def _common(n_tasks: int, slant: float, stretch: float, generator: Generator) -> Tensor:
+    """Return a map of the plane for each task, (n_tasks, 2, 2): sheared, then stretched in either direction."""
+    maps = torch.eye(2).repeat(n_tasks, 1, 1)
+    if slant:
+        maps[:, 0, 1] = slant * torch.randn(n_tasks, generator=generator)
+    if stretch:
+        maps = maps * (stretch * torch.randn(n_tasks, 2, 1, generator=generator)).exp()
+    return maps
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Return square pictures (n_tasks, n, channels, side, side), each turned as `turns` (n_tasks, n) say."""
+    turned = torch.empty_like(x)
+    for turn in range(DIHEDRAL):
+        which = turns == turn
+        pictures = x[which].rot90(turn % 4, (-2, -1))
+        turned[which] = pictures.flip(-1) if turn >= 4 else pictures
+    return turned
