@@ -41,7 +41,7 @@ from metaopt.learner import Learner
 from metaopt.nn import class_means, squared_distances
 from metaopt.task import TaskBatch, TaskSampler, TaskSpec
 
-drawn, observed = [], []
+drawn, observed, ended = [], [], []
 
 class Points(TaskSampler):
     name, kind, encoder = "points", "classification", "mlp"
@@ -132,6 +132,11 @@ def register_learners():
 @hookimpl
 def trial_finished(result):
     observed.append(result)
+
+@hookimpl
+def study_finished(leaderboard, study, folder):
+    ended.append((leaderboard, study, folder))
+    raise OSError("too late to spoil anything")
 '''  # noqa: E501
 METADATA = "Metadata-Version: 2.1\nName: acme-lab\nVersion: 1.5\n"
 
@@ -317,6 +322,21 @@ def test_every_finished_trial_is_shown_to_observers_once(lab: Any, tmp_path: Pat
     assert all(isinstance(result, TrialResult) for result in lab.observed)
     study(tmp_path / "a", trials=4, learners=["toy", "raises"])
     assert [result.number for result in lab.observed] == [0, 1, 2, 3]
+
+
+def test_observers_are_shown_the_end_of_a_study_each_time_it_ends(lab: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    study(folder, options={"stopped": Stopper(10)})
+    assert lab.ended == [], "it was interrupted"
+    board = study(folder)
+    [(shown, described, where)] = lab.ended
+    assert (shown, where) == (board, folder)
+    assert (described["name"], described["trials"]) == ("s", 6)
+    assert board["status"] == "finished", "although its observer failed"
+    study(folder)
+    assert len(lab.ended) == 1, "nothing was left to do"
+    study(folder, trials=7)
+    assert len(lab.ended) == 2
 
 
 # Counts
