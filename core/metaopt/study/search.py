@@ -1,5 +1,6 @@
 """Run a study: search, score the finalists again on fresh tasks, report the winner on tasks no trial has touched."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,13 +13,15 @@ from safetensors.torch import load_file
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
-from metaopt.study import file, leaderboard, model
+from metaopt.study import file, leaderboard, model, versions
 from metaopt.study.crew import Alone, Crew, Workers
 from metaopt.study.folder import owned
 from metaopt.study.ledger import Ledger
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, Bench, Job, Stop, TrialResult, until
 from metaopt.train import Budget, Scores
+
+log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -61,6 +64,8 @@ def run(
         if earlier and _is_over(bench, ledger, earlier):
             return earlier
         write_text(folder / "study.yaml", bench.study.to_yaml())
+        if said := versions.changed(versions.keep(folder, versions.used(bench))):
+            log.warning("%s: %s", folder, said)
         spent = max(earlier["seconds"] if earlier else 0.0, ledger.seconds())
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)

@@ -226,7 +226,16 @@ def test_a_study_of_pictures_ends_with_a_winner_and_all_that_it_promises(tmp_pat
             assert 0.0 <= score["mean"] <= 1.0
             assert 0.0 <= score["ci95"] < 1.0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "best"}
+    assert names == {
+        ".lock",
+        "journal.log",
+        "study.yaml",
+        "versions.json",
+        "leaderboard.json",
+        "scores",
+        "finalists",
+        "best",
+    }
     assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"weights.safetensors", "config.json"}
     strict: Any = json.loads((tmp_path / "run" / "leaderboard.json").read_text(), parse_constant=pytest.fail)
     assert strict == board
