@@ -121,7 +121,7 @@ def _count(text: str) -> int:
 
 def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import file, search, trial, versions
+    from metaopt.study import crew, file, search, trial, versions
 
     device = _torch_device(options.device)
     overrides = [
@@ -135,7 +135,7 @@ def _study_run(options: argparse.Namespace) -> int:
         raise versions.explained(error, versions.kept(options.output or Path("runs") / _name(path))) from None
     try:
         bench = trial.Bench(study, registry, device)
-        bench.check()
+        crew.check(bench)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name

@@ -24,7 +24,7 @@ from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
-MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.report_tasks")
+MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.report_tasks", "isolation", "limits")
 """Keys of a study file that may differ when a study goes on."""
 
 

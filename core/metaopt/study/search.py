@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file
+import torch
 
 from metaopt import seeds
 from metaopt.errors import UserError
@@ -18,7 +18,7 @@ from metaopt.study.crew import Alone, Crew, Workers
 from metaopt.study.folder import owned
 from metaopt.study.ledger import Ledger
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import INTERRUPTED, Bench, Job, Stop, TrialResult, until
+from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
 
 log = logging.getLogger(__name__)
@@ -70,17 +70,23 @@ def run(
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
         crew: Crew = (
-            Workers(bench, workers, ledger.report, stopped) if workers > 1 else Alone(bench, ledger.report, stopped)
+            Workers(bench, workers, ledger.report, stopped)
+            if workers > 1 or bench.study.isolation == "process"
+            else Alone(bench, ledger.report, stopped)
         )
+        report = None
         try:
             _search(bench, ledger, crew, watcher, stopped, end)
             finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, folder)
+            if finalists and not stopped():
+                watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
+                done = _report(bench, finalists[0], crew)
+                if done.result.state == "complete":
+                    report = Scores(torch.tensor(done.per_task, dtype=torch.float64), done.result.not_finite)
+                elif done.result.reason != INTERRUPTED:
+                    fallen.append(replace(done.result, reason=f"as the winner: {done.result.reason}"))
         finally:
             crew.close()
-        report = None
-        if finalists and not stopped():
-            watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
-            report = _report(bench, finalists[0], stopped)
         seconds = spent + time.monotonic() - started
         status = "finished" if report else "interrupted" if stopped() else "failed"
         finalists = finalists if report else []
@@ -187,11 +193,14 @@ def _finalists(
     return sorted(finalists, key=lambda finalist: order.index(finalist.search.number)), fallen
 
 
-def _report(bench: Bench, winner: Finalist, stopped: Callable[[], bool]) -> Scores | None:
-    """Score the winner on test tasks; None where that was interrupted."""
-    learner = bench.build(winner.fresh.params, winner.fresh.seed)
-    learner.load_state_dict(load_file(winner.weights))
-    try:
-        return bench.score(learner, "test", "report", bench.study.evaluation.report_tasks, until(math.inf, stopped))
-    except Stop:
-        return None
+def _report(bench: Bench, winner: Finalist, crew: Crew) -> Done:
+    """Score the winner on test tasks."""
+    n_tasks = bench.study.evaluation.report_tasks
+    result = winner.fresh
+    budget = Budget(tasks=1)  # of which nothing is used
+    job = Job(result.number, result.params, result.seed, budget, "test", "report", n_tasks, weights=winner.weights)
+    crew.start(job)
+    while crew.busy:
+        for done in crew.wait():
+            return done
+    raise AssertionError("a crew gives back every job that it was given")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from metaopt.terminal import Quiet
 
 # A task sampler that notes what is drawn from it, learners with peculiar fates, and an observer.
 LAB = '''
+import ctypes
 import os
 import signal
 from dataclasses import dataclass
@@ -112,6 +114,13 @@ class Mortal(Toy):
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().outer_step(*args)
 
+class Faulty(Toy):
+    """Reads what is not its own."""
+    name = "faulty"
+
+    def forward(self, support_x, support_y, query_x):
+        ctypes.string_at(0)
+
 class Fickle(Toy):
     """Learns until it is told not to."""
     name, tired = "fickle", False
@@ -127,7 +136,7 @@ def register_task_samplers():
 
 @hookimpl
 def register_learners():
-    return [Toy, Blind, Raises, TurnsNan, Mortal, Fickle]
+    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle]
 
 @hookimpl
 def trial_finished(result):
@@ -346,6 +355,35 @@ def test_observers_are_shown_the_end_of_a_study_each_time_it_ends(lab: Any, tmp_
     assert len(lab.ended) == 1, "nothing was left to do"
     study(folder, trials=7)
     assert len(lab.ended) == 2
+
+
+# Trials in processes of their own
+
+
+def test_isolated_trials_come_to_the_same_leaderboard(lab: Any, tmp_path: Path) -> None:
+    alone = study(tmp_path / "a")
+    limits = {"time": "5m", "memory": "2GB"}
+    for workers in (1, 2):
+        board = study(tmp_path / f"b{workers}", isolation="process", limits=limits, options={"workers": workers})
+        if workers == 1:
+            assert timeless(board) == timeless(alone)
+        assert board["trials"] == alone["trials"]
+
+
+def test_a_learner_that_crashes_its_process_fails_its_trials_and_the_study_goes_on(lab: Any, tmp_path: Path) -> None:
+    board = study(tmp_path / "a", learners=["faulty", "toy"], isolation="process", trials=4)
+    assert board["status"] == "finished"
+    [failure] = board["failures"]
+    assert failure["learner"] == "faulty"
+    assert re.fullmatch(r"its process was killed by SIGSEGV at acme_lab\.py:\d+", failure["reason"])
+    attempts = [trial.user_attrs["attempts"] for trial in trials(tmp_path / "a")]
+    assert attempts == [1] * 4, "it would crash again"
+
+
+def test_isolation_may_change_when_a_study_goes_on(lab: Any, tmp_path: Path) -> None:
+    study(tmp_path / "a", trials=1)
+    board = study(tmp_path / "a", trials=2, isolation="process", limits={"time": "5m"})
+    assert board["trials"]["complete"] == 2
 
 
 # Counts
