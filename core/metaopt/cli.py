@@ -155,7 +155,7 @@ def _count(text: str) -> int:
 
 def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import file, search, trial
+    from metaopt.study import crew, file, search, trial, versions
 
     device = _torch_device(options.device)
     overrides = [
@@ -163,10 +163,13 @@ def _study_run(options: argparse.Namespace) -> int:
         *(f"{key}={value}" for key in ("trials", "timeout", "seed") if (value := getattr(options, key)) is not None),
     ]
     registry, path = plugins.load(), _study_file(options.study)
-    study = file.load(path, registry, overrides)
+    try:
+        study = file.load(path, registry, overrides)
+    except UserError as error:
+        raise versions.explained(error, versions.kept(options.output or Path("runs") / _name(path))) from None
     try:
         bench = trial.Bench(study, registry, device)
-        bench.check()
+        crew.check(bench)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
@@ -354,6 +357,16 @@ def _study_file(given: str) -> Path:
     if given not in names:
         raise UserError(unknown("study file or shipped study", given, names))
     return names[given]
+
+
+def _name(study: Path) -> str:
+    """Return the name of a study that does not resolve, as far as it can be read."""
+    from metaopt.study import file
+
+    try:
+        return str(file.read(study).get("name", study.stem))
+    except UserError:
+        return study.stem
 
 
 def _first_comment(path: Path) -> str:

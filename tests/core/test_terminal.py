@@ -117,10 +117,11 @@ def test_markup_in_names_reasons_and_paths_is_shown_as_it_is(capsys: pytest.Capt
     text = {"range": MARKUP, "default": MARKUP}
     terminal.show_description(thing | {"about": MARKUP, "paper": MARKUP, "parameters": {"x": text}})
     kinds = {"task_samplers": [], "encoders": [], "learners": [], "meta_objectives": [MARKUP]}
-    terminal.show_plugins([thing | kinds | {"status": "broken", "error": MARKUP}])
+    notes = {"observes": [], "note": MARKUP}
+    terminal.show_plugins([thing | kinds | notes | {"status": "broken", "error": MARKUP}])
     terminal.show_studies([{"name": "s", "about": MARKUP}])
     out = capsys.readouterr().out
-    assert out.count(MARKUP) == 7 + 4 + 1
+    assert out.count(MARKUP) == 7 + 6 + 1
 
 
 def test_progress_shows_reasons_as_they_are(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.plugins import Registry
 from metaopt.pools import digest
-from metaopt.study import leaderboard, model, tested
+from metaopt.study import leaderboard, model, tested, versions
 from metaopt.study.file import load
-from metaopt.study.ledger import SCORES, read_scores, results, versions
+from metaopt.study.ledger import SCORES, read_scores, results
 from metaopt.study.search import FINALISTS, REPORT_SCORES
 from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.study.storage import open_storage
@@ -62,7 +62,7 @@ def audit(folder: Path, registry: Registry, device: torch.device, storage: str |
 
 
 def _versions(bench: Bench, board: Board) -> Finding:
-    now, then = versions(bench), board["versions"]
+    now, then = versions.used(bench), board["versions"]
     other = [
         f"{name} {then.get(name)}, now {now.get(name)}"
         for name in sorted({*now, *then})

@@ -1,10 +1,11 @@
 """The study file: read, checked, and resolved into a `Study` in which nothing is left to guess."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 
@@ -44,6 +45,8 @@ KEYS = (
     "evaluation",
     "prune",
     "executor",
+    "isolation",
+    "limits",
     "seed",
 )
 MAX_BYTES = 1_000_000
@@ -86,6 +89,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a trial in a process of its own may take; None for no limit."""
+
+    time: float | None = None
+    """Seconds by the wall clock; for a finalist as many times more as it is scored on more tasks."""
+    memory: int | None = None
+    """Bytes that it may allocate, on the host."""
+
+
+@dataclass(frozen=True)
 class Study:
     """A resolved study."""
 
@@ -103,6 +116,9 @@ class Study:
     prune: bool
     """Whether a hopeless trial is stopped during meta-training."""
     executor: str
+    isolation: Literal["none", "process"]
+    """Whether each trial runs in a process of its own, so that a learner that crashes costs its trial only."""
+    limits: Limits
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +149,8 @@ class Study:
             "evaluation": asdict(self.evaluation),
             "prune": self.prune,
             "executor": self.executor,
+            "isolation": self.isolation,
+            "limits": {key: value for key, value in asdict(self.limits).items() if value is not None},
             "seed": self.seed,
         }
 
@@ -249,6 +267,8 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         evaluation=_evaluation(top),
         prune=top.get("prune", _flag, True),
         executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
+        isolation=top.get("isolation", _one_of("none", "process"), "none"),
+        limits=_limits(top),
         seed=top.get("seed", _whole(0), 0),
     )
 
@@ -483,6 +503,25 @@ def _evaluation(top: _Mapping) -> Evaluation:
             for field in fields(Evaluation)
         }
     )
+
+
+def _limits(top: _Mapping) -> Limits:
+    limits = _Mapping(top.where, "limits", top.get("limits", lambda value: value, {}))
+    limits.only([field.name for field in fields(Limits)])
+    if limits.raw and top.raw.get("isolation") != "process":
+        limits.fail("", "only a trial in a process of its own can be limited; set isolation: process")
+    if "memory" in limits.raw and sys.platform != "linux":
+        limits.fail("memory", "memory can be limited on Linux only; leave it out")
+    return Limits(limits.get("time", duration, None), limits.get("memory", _bytes, None))
+
+
+def _bytes(value: object) -> int:
+    """Return the bytes that "500MB", "2GB" or a plain number of bytes stand for. ValueError otherwise."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|M|G|T|)B?", str(value))
+    size = float(match[1]) * 1000 ** ["", "k", "M", "G", "T"].index(match[2]) if match else 0
+    if not 1e6 <= size < 1e15:
+        raise ValueError(f"{value!r} is not a size of 1MB or more; write it as 500MB or 2GB")
+    return int(size)
 
 
 def _objectives_for(registry: Registry, kind: str) -> list[str]:

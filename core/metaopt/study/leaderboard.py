@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaopt.errors import UserError
+from metaopt.study import versions
 from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.study.trial import Bench, TrialResult
 
@@ -64,8 +65,6 @@ def build(
     `tested` is every time that the test pool was scored. Without `report` the study was interrupted or nothing came of
     it, and the best trials stand in the finalists' place. `fallen` are finalists that failed when meta-trained anew.
     """
-    from metaopt.study.ledger import versions
-
     study = bench.study
     states = Counter(result.state for result in results)
     entries: list[dict[str, Any]] = []
@@ -105,7 +104,7 @@ def build(
             "repeats": study.evaluation.repeats,
             "report_tasks": study.evaluation.report_tasks,
         },
-        "versions": versions(bench),
+        "versions": versions.used(bench),
         "seconds": seconds,
     }
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import whole
+from metaopt.study import versions
 from metaopt.study.crew import LOST
 from metaopt.study.leaderboard import ranked
 from metaopt.study.space import Params
@@ -30,7 +30,15 @@ ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
 SCORES = "scores"
 """The folder in a run folder that holds the scores of complete trials, task by task."""
-MAY_CHANGE = ("trials", "timeout", "evaluation.finalists", "evaluation.repeats", "evaluation.report_tasks")
+MAY_CHANGE = (
+    "trials",
+    "timeout",
+    "evaluation.finalists",
+    "evaluation.repeats",
+    "evaluation.report_tasks",
+    "isolation",
+    "limits",
+)
 """Keys of a study file that may differ when a study goes on."""
 
 
@@ -68,7 +76,7 @@ class Ledger:
             for learner in study.space.learners:
                 params = study.space.searched(study.space.default(learner))
                 self.optuna.enqueue_trial(params, user_attrs={"origin": "default"}, skip_if_exists=True)
-            self.optuna.set_user_attr("versions", versions(bench))
+            self.optuna.set_user_attr("versions", versions.used(bench))
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
         else:
             _refuse_changes(stored, described)
@@ -240,12 +248,6 @@ def results(study: optuna.Study) -> list[TrialResult]:
     """Return what the finished trials of a study made by metaopt came to, in order."""
     trials = study.get_trials(deepcopy=False)
     return [TrialResult(**trial.user_attrs["result"]) for trial in trials if "result" in trial.user_attrs]
-
-
-def versions(bench: Bench) -> dict[str, str]:
-    """Return the versions of what a result depends on, by distribution."""
-    plugins = {plugin.distribution: plugin.version for plugin in bench.registry.plugins if plugin.status == "ok"}
-    return {name: metadata.version(name) for name in ("numpy", "optuna", "torch")} | plugins
 
 
 def _refuse_changes(stored: Mapping[str, Any], described: Params) -> None:

@@ -1,6 +1,7 @@
 """The winner on disk: `weights.safetensors` and `config.json`, enough to build it and to score it again."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from metaopt.learner import Learner
 from metaopt.plugins import Registry
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench, TrialResult
+from metaopt.study.versions import changed, explained
 
+log = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 
@@ -59,7 +62,14 @@ def load(folder: Path, registry: Registry, device: torch.device) -> tuple[Learne
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{folder}: not a saved model ({reason}); give the folder `best` of a finished run") from None
-    bench = Bench(resolve(config["study"], str(folder / CONFIG), registry), registry, device)
+    recorded = versions if isinstance(versions := config.get("versions"), dict) else {}
+    try:
+        study = resolve(config["study"], str(folder / CONFIG), registry)
+    except UserError as error:
+        raise explained(error, recorded) from None
+    if said := changed(recorded):
+        log.warning("%s: %s", folder, said)
+    bench = Bench(study, registry, device)
     try:
         learner = bench.build(config["params"], config["seed"])
         learner.load_state_dict(tensors)

@@ -1,5 +1,6 @@
 """Run a study: search, score the finalists again on fresh tasks, report the winner on tasks no trial has touched."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -8,18 +9,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
-from metaopt.study import file, leaderboard, model, tested
+from metaopt.study import file, leaderboard, model, tested, versions
 from metaopt.study.crew import Alone, Crew, Workers
 from metaopt.study.folder import owned
 from metaopt.study.ledger import Ledger, write_scores
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, Stop, TrialResult, until
+from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
+
+log = logging.getLogger(__name__)
 
 FINALISTS = "finalists"
 """The folder in a run folder that holds finalists' weights and scores, by trial and repeat: 00012-0.npy."""
@@ -71,21 +73,29 @@ def run(
         if earlier and _is_over(bench, ledger, earlier):
             return earlier
         write_text(folder / "study.yaml", bench.study.to_yaml())
+        if said := versions.changed(versions.keep(folder, versions.used(bench))):
+            log.warning("%s: %s", folder, said)
         spent = max(earlier["seconds"] if earlier else 0.0, ledger.seconds())
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
         crew: Crew = (
-            Workers(bench, workers, ledger.report, stopped) if workers > 1 else Alone(bench, ledger.report, stopped)
+            Workers(bench, workers, ledger.report, stopped)
+            if workers > 1 or bench.study.isolation == "process"
+            else Alone(bench, ledger.report, stopped)
         )
+        report: Scores | None = None
         try:
             _search(bench, ledger, crew, watcher, stopped, end)
             finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, folder)
+            if finalists and not stopped():
+                watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
+                done = _report(bench, finalists[0], crew)
+                if done.result.state == "complete":
+                    report = _mean(bench, [done])
+                elif done.result.reason != INTERRUPTED:
+                    fallen.append(replace(done.result, reason=f"as the winner: {done.result.reason}"))
         finally:
             crew.close()
-        report = None
-        if finalists and not stopped():
-            watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
-            report = _report(bench, finalists[0], stopped)
         if report:
             write_scores(folder / REPORT_SCORES, report.per_task.tolist())
             tested.begin(folder)
@@ -225,13 +235,12 @@ def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
     return Scores(per_task, not_finite, bench.objective.contributions(per_task))
 
 
-def _report(bench: Bench, winner: Finalist, stopped: Callable[[], bool]) -> Scores | None:
-    """Score the winner on test tasks; None where that was interrupted."""
-    kept = winner.repeats[0].result
-    learner = bench.build(kept.params, kept.seed)
-    learner.load_state_dict(load_file(winner.weights))
-    check = until(math.inf, stopped)
-    try:
-        return bench.score(learner, "test", "report", bench.study.evaluation.report_tasks, lambda scores: check())
-    except Stop:
-        return None
+def _report(bench: Bench, winner: Finalist, crew: Crew) -> Done:
+    """Score the winner on test tasks."""
+    kept, budget = winner.repeats[0].result, Budget(tasks=1)  # of which nothing is used
+    n_tasks = bench.study.evaluation.report_tasks
+    crew.start(Job(kept.number, kept.params, kept.seed, budget, "test", "report", n_tasks, weights=winner.weights))
+    while crew.busy:
+        for done in crew.wait():
+            return done
+    raise AssertionError("a crew gives back every job that it was given")

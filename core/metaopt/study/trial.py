@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metaopt import seeds, tune
@@ -82,6 +82,8 @@ class Job:
     """On the monotonic clock."""
     save_to: Path | None = None
     """A file for the weights."""
+    weights: Path | None = None
+    """A file of weights to score as they are, without training."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,10 @@ class Bench:
                 learner = self.build(job.params, job.seed)
                 parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
                 result = replace(result, parameters=parameters)
-                note(self._train(learner, job, report, stopped, note))
+                if job.weights:
+                    learner.load_state_dict(load_file(job.weights))
+                else:
+                    note(self._train(learner, job, report, stopped, note))
                 trained = time.monotonic()
 
                 def race(so_far: Tensor) -> None:

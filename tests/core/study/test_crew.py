@@ -1,12 +1,14 @@
 """Jobs are carried out by this process or by workers; a worker that dies is noticed and replaced."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 import torch
 
 from metaopt import plugins
+from metaopt.errors import UserError
+from metaopt.study import crew as crew_module
 from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench, Done, Job
@@ -24,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 
 # A learner that has nothing to learn, and may end its own process or take its time.
 LAB = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -39,7 +43,10 @@ class Mortal(Learner):
 
     @dataclass(frozen=True)
     class Config:
-        fate: str = tune.choice("lives", "is_killed", "ends", "dallies")
+        fate: str = tune.choice(
+            "lives", "is_killed", "ends", "dallies", "faults", "aborts", "hangs", "sleeps", "eats", "eats_bytes",
+            "forks", "forks_a_sleeper", "forks_and_faults", "forks_and_joins",
+        )
 
     def __init__(self, spec, encoder, config):
         super().__init__(spec, encoder, config)
@@ -52,7 +59,36 @@ class Mortal(Learner):
             os._exit(9)
         if self.config.fate == "dallies":
             time.sleep(0.05)
+        if self.config.fate == "faults":
+            ctypes.string_at(0)
+        if self.config.fate == "aborts":
+            os.abort()
+        while self.config.fate == "hangs":
+            pass
+        if self.config.fate == "sleeps":
+            time.sleep(1000)
+        if self.config.fate == "eats":
+            self.eaten = [torch.ones(1_000_000) for _ in range(1000)]  # 4 GB
+        if self.config.fate == "eats_bytes":
+            self.eaten = [bytearray(1_000_000) for _ in range(4000)]
+        if self.config.fate.startswith("forks"):
+            self.fork()
         return self.bias.expand(len(query_x), 1)
+
+    def fork(self):
+        fate = self.config.fate
+        if hasattr(self, "forked"):
+            return
+        self.forked = os.fork()
+        if self.forked == 0:
+            if fate in ("forks_a_sleeper", "forks_and_faults"):
+                time.sleep(1000)
+            if fate == "forks_and_joins":
+                os._exit(0)
+        elif fate == "forks_and_faults":
+            ctypes.string_at(0)
+        elif fate == "forks_and_joins":
+            os.waitpid(self.forked, 0)
 
 @hookimpl
 def register_learners():
@@ -226,6 +262,8 @@ PARENT = """
 import os, sys, time
 import torch
 from metaopt import plugins
+from metaopt.errors import UserError
+from metaopt.study import crew as crew_module
 from metaopt.study.crew import Workers
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench, Job
@@ -249,3 +287,153 @@ def test_workers_end_when_their_study_is_killed_busy_or_idle() -> None:
         assert all(map(alive, hired))
         parent.kill()
     assert gone(hired, within=20)
+
+
+# A process of its own for each job
+
+
+@pytest.fixture
+def isolated(bench: Bench) -> Iterator[Callable[..., Workers]]:
+    """Return what hires workers that carry out each job in a process of its own."""
+    hired: list[Workers] = []
+
+    def hire(size: int = 1, report: Any = keep, stopped: Callable[[], bool] = never, **limits: Any) -> Workers:
+        study = resolve(STUDY | {"isolation": "process", "limits": limits}, "a.yaml", bench.registry)
+        hired.append(Workers(Bench(study, bench.registry, bench.device), size, report, stopped))
+        return hired[-1]
+
+    yield hire
+    for crew in hired:
+        crew.close()
+        assert gone(pids(crew), within=5)
+
+
+def children() -> set[int]:
+    """Return the processes of every session but this one's that this process or a worker of it has begun."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = stat.read_text().partition(") ")
+            if rest.split()[0] not in "ZX" and stat.with_name("cmdline").read_bytes() == OWN:
+                found.add(int(name.split()[0]))
+    return found - {os.getpid()}
+
+
+OWN = Path("/proc/self/cmdline").read_bytes() if sys.platform == "linux" else b""
+
+
+def test_isolated_jobs_give_what_one_process_gives_each_in_a_process_of_its_own(
+    bench: Bench, isolated: Callable[..., Workers]
+) -> None:
+    jobs = [job_of(bench, number) for number in range(4)]
+    crew, seen = isolated(2, time="60s", memory="1GB"), set[int]()
+    seen |= set(pids(crew))
+    together = dict[int, Done]()
+    for job in jobs:
+        together |= carry_out(crew, [job])
+        seen |= set(pids(crew))
+    assert len(seen) == 2 + len(jobs)
+    for number, done in carry_out(Alone(bench, keep, never), jobs).items():
+        assert timeless(done) == timeless(together[number])
+
+
+DEATHS = {
+    "faults": (r"its process was killed by SIGSEGV at acme_mortal\.py:\d+", {}),
+    "aborts": (r"its process was killed by SIGABRT at acme_mortal\.py:\d+", {}),
+    "ends": (r"its process was ended with code 9", {}),
+    "hangs": (r"it took longer than limits\.time, 1 s, and was ended at acme_mortal\.py:\d+", {"time": "1s"}),
+    "sleeps": (r"it took longer than limits\.time, 1 s, and was ended at acme_mortal\.py:\d+", {"time": "1s"}),
+    "eats": (
+        r"it needs more than limits\.memory, 300 MB \(RuntimeError at acme_mortal\.py:\d+: .*can't allocate memory.*\)",
+        {"memory": "300MB"},
+    ),
+    "eats_bytes": (
+        r"it needs more than limits\.memory, 300 MB \(MemoryError at acme_mortal\.py:\d+: \)",
+        {"memory": "300MB"},
+    ),
+    "forks": (r"it forked and left a copy of its process running; let it start programs by subprocess, or join .*", {}),
+    "forks_a_sleeper": (r"it forked and left a copy of its process running; .*", {}),
+    "forks_and_faults": (r"its process was killed by SIGSEGV at acme_mortal\.py:\d+", {}),
+}
+
+
+@pytest.mark.parametrize(("fate", "limits", "reason"), [(fate, limits, why) for fate, (why, limits) in DEATHS.items()])
+def test_a_learner_that_harms_its_process_is_a_failed_trial_with_the_reason(
+    bench: Bench, isolated: Callable[..., Workers], fate: str, limits: dict[str, str], reason: str
+) -> None:
+    before = children()
+    crew = isolated(2, **limits)
+    done = carry_out(crew, [job_of(bench, 0, fate), job_of(bench, 1), job_of(bench, 2)])
+    assert [done[number].result.state for number in range(3)] == ["failed", "complete", "complete"]
+    assert re.fullmatch(reason, str(done[0].result.reason))
+    assert done[0].per_task == ()
+    assert (crew.idle, crew.busy) == (2, 0)
+    assert gone(list(children() - before - set(pids(crew))), within=5), "nothing of it is left"
+
+
+def test_a_learner_that_joins_what_it_forks_does_no_harm(bench: Bench, isolated: Callable[..., Workers]) -> None:
+    done = carry_out(isolated(1), [job_of(bench, 0, "forks_and_joins"), job_of(bench, 1)])
+    assert [done[number].result.reason for number in range(2)] == [None, None]
+
+
+def test_an_isolated_worker_that_somebody_kills_is_lost_and_may_be_tried_again(
+    bench: Bench, isolated: Callable[..., Workers]
+) -> None:
+    done = carry_out(isolated(1), [job_of(bench, 0, "is_killed")])
+    assert done[0].result.reason == f"{LOST}its worker process was killed by SIGKILL"
+
+
+def test_a_job_scored_on_more_tasks_has_more_time(bench: Bench, isolated: Callable[..., Workers]) -> None:
+    crew, job = isolated(1, time="10s"), job_of(bench, 0)
+    tasks = crew.bench.study.evaluation.tasks
+    assert crew._time(replace(job, n_tasks=tasks)) == crew._time(replace(job, n_tasks=1)) == 10.0
+    assert crew._time(replace(job, n_tasks=5 * tasks)) == 50.0
+
+
+def test_a_hanging_job_is_ended_when_the_study_is_interrupted(
+    bench: Bench, isolated: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "GRACE", 0.5)
+    stop = False
+    crew = isolated(2, stopped=lambda: stop)
+    for number, fate in enumerate(("hangs", "dallies")):
+        crew.start(job_of(bench, number, fate))
+    crew.wait()
+    stop, done = True, []
+    while crew.busy:
+        done += crew.wait()
+    assert [one.result.reason for one in done] == ["interrupted"] * 2
+
+
+HEIR = PARENT.replace('"name": "s"}', '"name": "s", "isolation": "process"}').replace(
+    "Workers(bench, 3", "Workers(bench, 2"
+)
+
+
+def test_isolated_workers_end_when_their_study_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", HEIR], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        hired = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(hired) == 2
+        assert all(map(alive, hired))
+        parent.kill()
+    assert gone(hired, within=5)
+
+
+@pytest.mark.parametrize("fate", ["lives", "faults"])
+def test_a_bench_is_checked_in_a_process_of_its_own(bench: Bench, fate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = resolve(STUDY | {"isolation": "process"}, "a.yaml", bench.registry)
+    fragile, me = Bench(study, bench.registry, bench.device), os.getpid()
+
+    def check(self: Bench) -> None:
+        assert os.getpid() != me
+        if fate == "faults":
+            os._exit(139)
+        raise UserError("too few classes")
+
+    monkeypatch.setattr(Bench, "check", check)
+    if fate == "faults":
+        crew_module.check(fragile)  # its trials will say why
+    else:
+        with pytest.raises(UserError, match="too few classes"):
+            crew_module.check(fragile)

@@ -132,7 +132,11 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
             "seed": st.integers(0),
         },
     )
-    return draw(mapping)
+    sizes_of_memory = st.integers(10**6, 10**12) | st.sampled_from(["500MB", "1.5GB", "2 GB", "4T", "1000kB"])
+    limits = st.fixed_dictionaries({}, optional={"time": seconds | st.none(), "memory": sizes_of_memory})
+    isolated = st.fixed_dictionaries({"isolation": st.just("process")}, optional={"limits": limits})
+    shared = st.fixed_dictionaries({}, optional={"isolation": st.just("none")})
+    return draw(mapping) | draw(isolated | shared)
 
 
 @given(mappings())
@@ -172,6 +176,8 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "evaluation": {"tasks": 200, "finalists": 3, "repeats": 1, "report_tasks": 1000},
         "prune": True,
         "executor": "auto",
+        "isolation": "none",
+        "limits": {},
         "seed": 0,
     }  # fmt: skip
 
@@ -391,6 +397,8 @@ BAD = {
     "timeout=true": "timeout: True is not a time; write it as 90s, 10m or 2h",
     "search_on=train": "search_on: 'train' must be validation or test",
     "executor=fast": "executor: 'fast' must be auto or loop or vmap",
+    "isolation=thread": "isolation: 'thread' must be none or process",
+    "limits={time: 10m}": "limits: only a trial in a process of its own can be limited; set isolation: process",
     "seed=-1": "seed: -1 is not a whole number of 0 or more",
     "evaluation.tasks=1": "evaluation.tasks: 1 is not a whole number of 2 or more",
     "evaluation=[200]": "evaluation: this is a list, and must be a mapping of keys to values",
@@ -410,6 +418,25 @@ BAD = {
 def test_a_mistake_is_answered_with_file_key_value_law_and_remedy(tmp_path: Path, override: str, said: str) -> None:
     message = refusal(tmp_path, STUDY, override)
     assert message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("limits.time=soon", "limits.time: 'soon' is not a time; write it as 90s, 10m or 2h"),
+        ("limits.memory=much", "limits.memory: 'much' is not a size of 1MB or more; write it as 500MB or 2GB"),
+        ("limits.memory=2", "limits.memory: 2 is not a size of 1MB or more; write it as 500MB or 2GB"),
+        ("limits.memory=-2GB", "limits.memory: '-2GB' is not a size of 1MB or more; write it as 500MB or 2GB"),
+        ("limits.seconds=2", "limits: no key named 'seconds'; choose one of: memory, time"),
+    ],
+)
+def test_a_bad_limit_is_refused_with_what_it_may_be(tmp_path: Path, override: str, said: str) -> None:
+    assert refusal(tmp_path, STUDY, "isolation=process", override) == said
+
+
+@pytest.mark.parametrize(("text", "size"), [("500MB", 5e8), ("1.5 GB", 1.5e9), ("2G", 2e9), ("3000000", 3e6)])
+def test_memory_is_limited_in_units_of_a_thousand(text: str, size: float) -> None:
+    assert resolved(STUDY, "isolation=process", f"limits.memory={text}").limits.memory == size
 
 
 @pytest.mark.parametrize("key", ["tasks", "learners"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from metaopt.train import Budget
 
 # A task sampler that notes what is drawn from it, learners with peculiar fates, and an observer.
 LAB = '''
+import ctypes
 import os
 import signal
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ from metaopt.learner import Learner
 from metaopt.nn import class_means, squared_distances
 from metaopt.task import TaskBatch, TaskSampler, TaskSpec
 
-drawn, observed = [], []
+drawn, observed, ended = [], [], []
 
 class Points(TaskSampler):
     name, kind, encoder = "points", "classification", "mlp"
@@ -113,6 +115,13 @@ class Mortal(Toy):
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().outer_step(*args)
 
+class Faulty(Toy):
+    """Reads what is not its own."""
+    name = "faulty"
+
+    def forward(self, support_x, support_y, query_x):
+        ctypes.string_at(0)
+
 class Fickle(Toy):
     """Learns until it is told not to."""
     name, tired = "fickle", False
@@ -128,11 +137,16 @@ def register_task_samplers():
 
 @hookimpl
 def register_learners():
-    return [Toy, Blind, Raises, TurnsNan, Mortal, Fickle]
+    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle]
 
 @hookimpl
 def trial_finished(result):
     observed.append(result)
+
+@hookimpl
+def study_finished(leaderboard, study, folder):
+    ended.append((leaderboard, study, folder))
+    raise OSError("too late to spoil anything")
 '''  # noqa: E501
 METADATA = "Metadata-Version: 2.1\nName: acme-lab\nVersion: 1.5\n"
 
@@ -223,7 +237,7 @@ def test_a_study_of_pictures_ends_with_a_winner_and_all_that_it_promises(tmp_pat
             assert 0.0 <= score["ci95"] < 1.0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "report.npy",
-                     "tested.jsonl", "best"}  # fmt: skip
+                     "tested.jsonl", "versions.json", "best"}  # fmt: skip
     assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"weights.safetensors", "config.json"}
     strict: Any = json.loads((tmp_path / "run" / "leaderboard.json").read_text(), parse_constant=pytest.fail)
     assert strict == board
@@ -320,6 +334,50 @@ def test_every_finished_trial_is_shown_to_observers_once(lab: Any, tmp_path: Pat
     assert all(isinstance(result, TrialResult) for result in lab.observed)
     study(tmp_path / "a", trials=4, learners=["toy", "raises"])
     assert [result.number for result in lab.observed] == [0, 1, 2, 3]
+
+
+def test_observers_are_shown_the_end_of_a_study_each_time_it_ends(lab: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    study(folder, options={"stopped": Stopper(10)})
+    assert lab.ended == [], "it was interrupted"
+    board = study(folder)
+    [(shown, described, where)] = lab.ended
+    assert (shown, where) == (board, folder)
+    assert (described["name"], described["trials"]) == ("s", 6)
+    assert board["status"] == "finished", "although its observer failed"
+    study(folder)
+    assert len(lab.ended) == 1, "nothing was left to do"
+    study(folder, trials=7)
+    assert len(lab.ended) == 2
+
+
+# Trials in processes of their own
+
+
+def test_isolated_trials_come_to_the_same_leaderboard(lab: Any, tmp_path: Path) -> None:
+    alone = study(tmp_path / "a")
+    limits = {"time": "5m", "memory": "2GB"}
+    for workers in (1, 2):
+        board = study(tmp_path / f"b{workers}", isolation="process", limits=limits, options={"workers": workers})
+        if workers == 1:
+            assert timeless(board) == timeless(alone)
+        assert board["trials"] == alone["trials"]
+
+
+def test_a_learner_that_crashes_its_process_fails_its_trials_and_the_study_goes_on(lab: Any, tmp_path: Path) -> None:
+    board = study(tmp_path / "a", learners=["faulty", "toy"], isolation="process", trials=4)
+    assert board["status"] == "finished"
+    [failure] = board["failures"]
+    assert failure["learner"] == "faulty"
+    assert re.fullmatch(r"its process was killed by SIGSEGV at acme_lab\.py:\d+", failure["reason"])
+    attempts = [trial.user_attrs["attempts"] for trial in trials(tmp_path / "a")]
+    assert attempts == [1] * 4, "it would crash again"
+
+
+def test_isolation_may_change_when_a_study_goes_on(lab: Any, tmp_path: Path) -> None:
+    study(tmp_path / "a", trials=1)
+    board = study(tmp_path / "a", trials=2, isolation="process", limits={"time": "5m"})
+    assert board["trials"]["complete"] == 2
 
 
 # Counts
