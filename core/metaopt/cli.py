@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path, metavar="DIR", help="the folder `best` of a run folder")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
     evaluate.add_argument("--seed", type=int, default=1, metavar="N", help="which test tasks (default: 1)")
+    evaluate.add_argument("--on", metavar="NAME", help="the fixed tasks of this name instead: omniglot-challenge")
     _device(evaluate)
     _json(evaluate)
     return parser
@@ -254,10 +255,17 @@ def _tasks_preview(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from metaopt import plugins, terminal
+    from metaopt import benchmark, plugins, terminal
     from metaopt.study import model
 
-    learner, bench, config = model.load(options.model, plugins.load(), _torch_device(options.device))
+    registry = plugins.load()
+    learner, bench, config = model.load(options.model, registry, _torch_device(options.device))
+    if options.on:
+        about = {"model": str(options.model), "study": bench.study.name, "learner": learner.name}
+        found = about | benchmark.evaluate(learner, bench, registry, options.on)
+        found["transductive"] = config["transductive"]
+        _print_json(found) if options.json else terminal.show_error(found)
+        return 0
     bench.check()
     scores = bench.score(learner, "test", f"evaluate {options.seed}", options.tasks)
     found = {
