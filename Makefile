@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format readme wheel clean
+.PHONY: help study test test-slow check format readme bench wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      what CI runs: format, lint, types, import rules, tests"
 	@echo "make format     format the code"
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
+	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -46,6 +47,11 @@ check: .venv/dev
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
 	$(BIN)/python docs/reference.py
+
+bench: .venv/metaopt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/folder.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

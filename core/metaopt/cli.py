@@ -117,6 +117,7 @@ def _model_arguments(commands: Any) -> None:
     evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
     evaluate.add_argument("--seed", type=int, default=1, metavar="N", help="which test tasks (default: 1)")
+    evaluate.add_argument("--on", metavar="NAME", help="the fixed tasks of this name instead: omniglot-challenge")
     _device(evaluate)
     _json(evaluate)
 
@@ -294,10 +295,18 @@ def _tasks_preview(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from metaopt import plugins, terminal
+    from metaopt import benchmark, plugins, terminal
     from metaopt.study import model, tested
 
-    learner, bench, config = model.load(options.model, plugins.load(), _torch_device(options.device))
+    registry = plugins.load()
+    learner, bench, config = model.load(options.model, registry, _torch_device(options.device))
+    if options.on:
+        about = {"model": str(options.model), "study": bench.study.name, "learner": learner.name}
+        found = about | benchmark.evaluate(learner, bench, registry, options.on)
+        found["transductive"] = config["transductive"]
+        tested.note(options.model, f"evaluate --on {options.on}", trial=config["trial"], tasks=found["tasks"])
+        _print_json(found) if options.json else terminal.show_error(found)
+        return 0
     bench.check()
     scores = bench.score(learner, "test", f"evaluate {options.seed}", options.tasks)
     tested.note(options.model, f"evaluate --seed {options.seed}", trial=config["trial"], tasks=options.tasks)

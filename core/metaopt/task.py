@@ -91,6 +91,8 @@ class TaskSampler:
     """The encoder of studies that name none."""
     has_groups: ClassVar[bool] = False
     """Whether classes may belong to groups and `draw` keeps `spec.within`; otherwise a study may not set it."""
+    benchmarks: ClassVar[tuple[str, ...]] = ()
+    """Names of fixed evaluations that it brings, for `metaopt evaluate --on NAME`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -114,6 +116,15 @@ class TaskSampler:
     def examples(self, n: int, generator: Generator) -> Examples:
         """Return `n` labelled examples drawn from all train classes."""
         raise UserError(f"the task sampler {self.name!r} has no labelled classes, which this learner trains on")
+
+    @classmethod
+    def benchmark(cls, name: str, config: Any, x_shape: tuple[int, ...]) -> tuple[TaskSpec, TaskBatch]:
+        """Return the tasks of one of `benchmarks`, of labels, all of one size, with examples of the shape `x_shape`.
+
+        `config` is that of the sampler which the model was trained with, where it is one of this class, and otherwise
+        has the defaults. Raises UserError where examples cannot have that shape, or training saw what is asked.
+        """
+        raise NotImplementedError(f"the task sampler {cls.__name__} does not define `benchmark`")
 
 
 class ClassPool:

@@ -238,6 +238,17 @@ def show_audit(found: Mapping[str, Any]) -> None:
     out.print(f"{count['ok']} ok, {count['note']} to note, {count['failed']} failed")
 
 
+def show_error(found: Mapping[str, Any]) -> None:
+    """Print the error of a saved model on fixed tasks."""
+    kind = "transductive" if found["transductive"] else "inductive"
+    odd = f", {found['not_finite']} of them not finite" if found["not_finite"] else ""
+    console().print(
+        f"{found['learner']}: error {found['error']:.2%} (95 % interval {found['low']:.2%} to {found['high']:.2%}) on "
+        f"{found['on']}: {found['wrong']} of {found['queries']} queries of {found['tasks']} {found['n_way']}-way "
+        f"{found['n_shot']}-shot tasks{odd}, {kind}"
+    )
+
+
 def show_preview(found: Mapping[str, Any]) -> None:
     """Print a study's pools and the shapes of one of its tasks."""
     out, pools = console(), found["pools"]

@@ -1,9 +1,13 @@
-"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people.
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people; and the Omniglot challenge.
 
 B. M. Lake, R. Salakhutdinov & J. B. Tenenbaum, "Human-level concept learning through probabilistic program
 induction", Science 350 (2015) 1332–1338. Read from the official files, zipped or unpacked, which hold
 `<alphabet>/<character>/<drawing>.png` of one set each: images_background, images_evaluation,
 images_background_small1, images_background_small2.
+
+The challenge is 20 runs of 20-way 1-shot classification within an alphabet of images_evaluation, 400 queries in all,
+that all_runs.zip holds: which test drawing is of which training drawing's character. Error in % after all of
+images_background: people 4.5, Bayesian program learning 3.3, a convolutional network 13.5, modified Hausdorff 38.8.
 """
 
 import contextlib
@@ -14,14 +18,14 @@ from functools import cache as once
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Generator
+from torch import Generator, Tensor
 
 from metaopt import cache
 from metaopt.errors import UserError, unknown
@@ -32,6 +36,9 @@ SPLIT_SETS = ("images_background", "images_evaluation")
 SPLIT_FILES: Mapping[Pool, str] = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 QUARTER_TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}  # anticlockwise, as the published split has them
 DRAWN_SIZE = 105  # pixels
+CHALLENGE, RUNS = "omniglot-challenge", "all_runs.zip"
+N_RUNS, RUN_WAY = 20, 20
+ASKED_FROM = "images_evaluation"  # the set of the characters in the runs
 
 
 class Omniglot(TaskSampler):
@@ -45,6 +52,7 @@ class Omniglot(TaskSampler):
     kind = "classification"
     encoder = "conv4"
     has_groups = True
+    benchmarks = (CHALLENGE,)
 
     @dataclass(frozen=True)
     class Config:
@@ -66,16 +74,7 @@ class Omniglot(TaskSampler):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        lists: dict[Pool, Sequence[str]] = dict(zip(POOLS, (config.train, config.validation, config.test), strict=True))
-        _check_settings(config, lists)
-        root = _find_root(config.root)
-        find = once(lambda name: _find_set(root, name))
-        if config.split:
-            classes = _read_split(root / Path(config.split).expanduser(), find)
-        else:
-            turned: Pool | None = "train" if config.rotations else None
-            classes = {pool: _read_list(f"tasks.{pool}", lists[pool], pool == turned, find) for pool in POOLS}
-        _check_disjoint(classes)
+        classes = _classes(config)
         images = once(lambda source: _images(source, config.size))
         self.pools = {pool: _class_pool(classes[pool], images, config.size) for pool in POOLS}
 
@@ -93,6 +92,32 @@ class Omniglot(TaskSampler):
 
     def examples(self, n: int, generator: Generator) -> Examples:
         return self.pools["train"].draw_examples(n, generator)
+
+    @classmethod
+    def benchmark(cls, name: str, config: Any, x_shape: tuple[int, ...]) -> tuple[TaskSpec, TaskBatch]:
+        """Return the 20 runs of the challenge. No model is scored on them that saw characters of images_evaluation."""
+        if len(x_shape) != 3 or x_shape != (1, x_shape[1], x_shape[1]) or x_shape[1] > DRAWN_SIZE:
+            raise UserError(
+                f"{CHALLENGE} has grey square pictures of {DRAWN_SIZE} pixels at most and the model was trained on "
+                f"examples {x_shape}; train it on drawings, such as with tasks.sampler omniglot"
+            )
+        if config.split or config.train:
+            pools = _classes(config)
+            for pool in ("train", "validation"):
+                if seen := next((c for c in pools[pool] if c.source.name == ASKED_FROM), None):
+                    raise UserError(
+                        f"the model's {pool} pool holds {seen.alphabet}/{seen.character} of {ASKED_FROM}, from whose "
+                        f"alphabets {CHALLENGE} asks; train and choose a model on images_background alone"
+                    )
+        runs = _read_runs(_find_root(config.root), x_shape[1])
+        support_y = torch.arange(RUN_WAY).expand(N_RUNS, -1)
+        spec = TaskSpec(cls.kind, x_shape, n_way=RUN_WAY, n_shot=1, n_query=1)
+        return spec, TaskBatch(runs.drawings[:, :RUN_WAY], support_y, runs.drawings[:, RUN_WAY:], runs.labels)
+
+
+class _Runs(NamedTuple):
+    drawings: Tensor  # (N_RUNS, 2 * RUN_WAY, 1, size, size), those to learn from and then those asked for
+    labels: Tensor  # (N_RUNS, RUN_WAY) of those asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +139,21 @@ class _Class(NamedTuple):
     alphabet: str
     character: str
     turns: int
+
+
+def _classes(config: Omniglot.Config) -> dict[Pool, list[_Class]]:
+    """Return the classes of each pool. Raises UserError where the settings, or the data, do not give them."""
+    lists: dict[Pool, Sequence[str]] = dict(zip(POOLS, (config.train, config.validation, config.test), strict=True))
+    _check_settings(config, lists)
+    root = _find_root(config.root)
+    find = once(lambda name: _find_set(root, name))
+    if config.split:
+        classes = _read_split(root / Path(config.split).expanduser(), find)
+    else:
+        turned: Pool | None = "train" if config.rotations else None
+        classes = {pool: _read_list(f"tasks.{pool}", lists[pool], pool == turned, find) for pool in POOLS}
+    _check_disjoint(classes)
+    return classes
 
 
 def _check_settings(config: Omniglot.Config, lists: Mapping[Pool, Sequence[str]]) -> None:
@@ -286,6 +326,36 @@ def _decode(source: _Set, size: int) -> Iterator[NDArray[np.uint8]]:
                     f"{source.path}: {file} is damaged ({error}); download the set again from {ORIGIN}"
                 ) from error
             yield image
+
+
+def _read_runs(root: Path, size: int) -> _Runs:
+    """Return the runs of the challenge: from all_runs.zip, or from the folder that it unpacks to."""
+    places = [root / "one-shot-classification", root]
+    found = [path for place in places for path in (place / RUNS, place / Path(RUNS).stem, place) if _holds_runs(path)]
+    if not found:
+        raise UserError(
+            f"there is no {RUNS} in {places[0]} or {root}; download it from {ORIGIN}/one-shot-classification"
+        )
+    drawings, labels = [], []
+    try:
+        with _reader(found[0]) as read:
+            for run in (f"run{number:02}" for number in range(1, N_RUNS + 1)):
+                pairs = [line.split() for line in read(f"{run}/class_labels.txt").decode().splitlines()]
+                learned, asked = sorted(pair[1] for pair in pairs), [pair[0] for pair in pairs]
+                if len(set(learned)) != RUN_WAY or len(set(asked)) != RUN_WAY:
+                    raise ValueError(f"{run}/class_labels.txt does not pair {RUN_WAY} drawings with {RUN_WAY}")
+                drawings.append(np.stack([_picture(read(file), size) for file in [*learned, *asked]]))
+                labels.append([learned.index(pair[1]) for pair in pairs])
+    except Exception as error:  # zipfile, zlib and Pillow raise a dozen kinds on a broken file
+        raise UserError(
+            f"{found[0]} is damaged ({error or type(error).__name__}); download it again from {ORIGIN}/"
+            "one-shot-classification"
+        ) from None
+    return _Runs(torch.from_numpy(np.stack(drawings))[:, :, None].float() / 255, torch.tensor(labels))
+
+
+def _holds_runs(path: Path) -> bool:
+    return path.is_file() or (path / "run01" / "class_labels.txt").is_file()
 
 
 @contextlib.contextmanager

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from metaopt import __version__, plugins
 from metaopt.cli import main
@@ -186,7 +188,7 @@ def test_the_shipped_studies_are_listed_and_each_resolves(run: Run) -> None:
     code, out, _ = run("study", "list", "--json")
     studies = {study["name"]: study for study in json.loads(out)["studies"]}
     assert code == 0
-    assert studies.keys() >= {"quickstart", "omniglot-5w1s", "omniglot-minimal", "sinusoid"}
+    assert studies.keys() >= {"quickstart", "omniglot-5w1s", "omniglot-minimal", "sinusoid", "clinc150", "alphabets"}
     for name, study in studies.items():
         assert study["about"], "its first line says what it is about"
         assert load(Path(study["path"]), plugins.load()).name == name
@@ -371,6 +373,33 @@ def test_a_winner_is_scored_again_on_tasks_that_the_seed_names(run: Run, finishe
     code, out, _ = run("evaluate", str(finished / "best"), "--tasks", "15")
     assert code == 0
     assert re.match(rf"{found['learner']}: accuracy 0\.\d{{4}} ± .* on 15 fresh test tasks, inductive$", out.strip())
+
+
+def test_a_winner_is_scored_on_fixed_tasks_as_an_error_with_its_interval(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    runs = tmp_path / "omniglot" / "one-shot-classification"
+    for folder in (runs / f"run{number:02}" for number in range(1, 21)):
+        for name in ("training/class", "test/item"):
+            (folder / name).parent.mkdir(parents=True)
+            for number in range(20):
+                pixels = np.full((105, 105), 255, np.uint8)
+                pixels[5 * number : 5 * number + 5] = 0  # as easy as can be
+                Image.fromarray(pixels).save(folder / f"{name}{number + 1:02}.png")
+        lines = [f"{folder.name}/test/item{n:02}.png {folder.name}/training/class{n:02}.png" for n in range(1, 21)]
+        (folder / "class_labels.txt").write_text("\n".join(lines))
+    monkeypatch.setenv("METAOPT_DATA", str(tmp_path))
+    code, out, _ = run("evaluate", str(finished / "best"), "--on", "omniglot-challenge", "--json")
+    found = json.loads(out)
+    assert (code, found["on"], found["queries"], found["tasks"]) == (0, "omniglot-challenge", 400, 20)
+    assert found["low"] <= found["error"] == found["wrong"] / 400 <= found["high"] < 0.5
+    code, out, _ = run("evaluate", str(finished / "best"), "--on", "omniglot-challenge")
+    assert code == 0
+    assert re.match(
+        rf"{found['learner']}: error \d+\.\d\d% \(95 % interval .*\) on omniglot-challenge: {found['wrong']} of 400 "
+        r"queries of 20 20-way 1-shot tasks, inductive$", out.strip(),
+    )  # fmt: skip
+    refused(run("evaluate", str(finished / "best"), "--on", "omniglot"), "--on: no fixed evaluation named 'omniglot'")
 
 
 # Mistakes

@@ -14,10 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial import KDTree  # type: ignore[import-untyped]
 from torch import Generator, Tensor
 
 from metaopt.errors import UserError
-from metaopt.task import POOLS, Pool
+from metaopt.task import POOLS, Pool, TaskBatch, TaskSpec
 from metaopt_tasks import omniglot
 from metaopt_tasks.omniglot import Omniglot
 
@@ -750,3 +751,109 @@ def test_drawings_of_one_character_are_alike(real: Path) -> None:
     correct = (support_y.gather(1, nearest) == query_y).float().mean(1)  # (n_tasks,)
     standard_error = correct.std() / 400**0.5
     assert correct.mean() > 0.2 + 10 * standard_error  # chance is one in five
+
+
+# The challenge
+
+RUN_SETS: Sets = {"images_background": {"Greek": 3, "Japanese_(katakana)": 4}, "images_evaluation": {"Angelic": 20}}
+ORDER = [7 * n % 20 for n in range(20)]  # of the characters that are asked for
+
+
+def write_runs(path: Path) -> Path:
+    """Write the runs as all_runs.zip holds them: in each, characters 1 to 20 of one drawer, asked of the next."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for run in range(1, 21):
+            pairs = [f"run{run:02}/test/item{n + 1:02}.png run{run:02}/training/class{c + 1:02}.png" for n, c in
+                     enumerate(ORDER)]  # fmt: skip
+            archive.writestr(f"run{run:02}/class_labels.txt", "\n".join(pairs) + "\n")
+            for n, c in enumerate(ORDER):
+                name = f"character{c + 1:02}"
+                archive.writestr(f"run{run:02}/test/item{n + 1:02}.png", drawing("Angelic", name, run + 1))
+                archive.writestr(f"run{run:02}/training/class{c + 1:02}.png", drawing("Angelic", name, run))
+    return path
+
+
+def challenge(root: Path, size: int = 105, **settings: object) -> tuple[TaskSpec, TaskBatch]:
+    config = Omniglot.Config(**{"root": str(root), **settings})  # type: ignore[arg-type]
+    return Omniglot.benchmark("omniglot-challenge", config, (1, size, size))
+
+
+def test_the_challenge_pairs_what_is_asked_with_what_is_shown_as_its_files_say(tmp_path: Path) -> None:
+    write_runs(tmp_path / "one-shot-classification" / "all_runs.zip")
+    spec, batch = challenge(tmp_path)
+    assert (spec.n_way, spec.n_shot, spec.n_query, spec.x_shape) == (20, 1, 1, (1, 105, 105))
+    assert [tuple(tensor.shape) for tensor in batch.tensors()] == [
+        (20, 20, 1, 105, 105), (20, 20), (20, 20, 1, 105, 105), (20, 20),
+    ]  # fmt: skip
+    assert batch.support_y.tolist() == [list(range(20))] * 20
+    assert batch.query_y.tolist() == [ORDER] * 20
+    with Image.open(BytesIO(drawing("Angelic", f"character{ORDER[2] + 1:02}", 5))) as asked:
+        ink = 1 - np.asarray(asked).astype(np.float32)
+    np.testing.assert_array_equal(batch.query_x[3, 2, 0].numpy(), ink)
+
+
+def test_the_challenge_is_found_zipped_or_not_beside_the_sets_or_below(tmp_path: Path) -> None:
+    archive = write_runs(tmp_path / "a" / "all_runs.zip")
+    _, first = challenge(tmp_path / "a", 16)
+    for place in ("all_runs", "one-shot-classification/all_runs", "one-shot-classification"):
+        root = tmp_path / place.replace("/", "-")
+        with ZipFile(archive) as runs:
+            runs.extractall(root / place)
+        assert all(torch.equal(a, b) for a, b in zip(first.tensors(), challenge(root, 16)[1].tensors(), strict=True))
+    with pytest.raises(UserError, match=r"^there is no all_runs\.zip in .*; download it from https://"):
+        challenge(tmp_path)
+
+
+@pytest.mark.parametrize("x_shape", [(2048,), (3, 84, 84), (1, 28, 32), (1, 128, 128)])
+def test_the_challenge_is_refused_to_models_of_other_examples(tmp_path: Path, x_shape: tuple[int, ...]) -> None:
+    config = Omniglot.Config(root=str(tmp_path))
+    with pytest.raises(UserError, match=r"105 pixels at most and the model was trained on examples \("):
+        Omniglot.benchmark("omniglot-challenge", config, x_shape)
+
+
+def test_the_challenge_is_refused_to_models_that_saw_its_characters(tmp_path: Path, cache: Path) -> None:
+    root = write_zips(tmp_path, RUN_SETS)
+    write_runs(root / "all_runs.zip")
+    lists = {"train": ("images_background/Greek",), "validation": ("images_background/Japanese_(katakana)",)}
+    assert challenge(root, 16, **lists)
+    said = r"pool holds Angelic/character01 of images_evaluation, from whose alphabets omniglot-challenge asks; train"
+    with pytest.raises(UserError, match="the model's train " + said):
+        challenge(root, 16, train=("images_evaluation",))
+    with pytest.raises(UserError, match="the model's validation " + said):
+        challenge(root, 16, train=("images_background",), validation=("images_evaluation",))
+
+
+def test_damaged_runs_are_refused_by_the_files_name(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "all_runs.zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"all_runs\.zip is damaged \(.*\); download it again"):
+        challenge(tmp_path)
+    with ZipFile(path, "w") as archive:
+        archive.writestr("run01/class_labels.txt", "run01/test/item01.png run01/training/class01.png\n")
+    with pytest.raises(UserError, match=r"run01/class_labels\.txt does not pair 20 drawings with 20"):
+        challenge(tmp_path)
+
+
+@needs_omniglot
+def test_the_modified_hausdorff_distance_makes_its_published_error_on_the_challenge() -> None:
+    # Dubuisson & Jain, 1994; the baseline of the runs' own demo: 38.75 % errors, published as 38.8.
+    def points(drawing: Tensor) -> NDArray[np.float32]:
+        places = np.argwhere(drawing[0].numpy() > 0.5).astype(np.float32)  # (n_ink, 2)
+        return places - places.mean(0)
+
+    def mean_distances(from_: list[NDArray[np.float32]], to: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """The mean distance (n_from, n_to) of the points of one to the nearest points of another."""
+        starts = np.cumsum([0, *map(len, from_[:-1])])
+        nearest = np.stack([KDTree(other).query(np.concatenate(from_))[0] for other in to], 1)
+        means: NDArray[np.float64] = np.add.reduceat(nearest, starts) / np.array([len(x) for x in from_])[:, None]
+        return means
+
+    _, batch = challenge(DATA)
+    wrong = 0
+    for support_x, query_x, query_y in zip(batch.support_x, batch.query_x, batch.query_y, strict=True):
+        shown, asked = [points(x) for x in support_x], [points(x) for x in query_x]
+        distances = np.maximum(mean_distances(asked, shown), mean_distances(shown, asked).T)  # (20, 20)
+        wrong += int((distances.argmin(1) != query_y.numpy()).sum())
+    assert wrong / 400 == 0.3875
