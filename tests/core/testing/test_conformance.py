@@ -35,7 +35,20 @@ def glyphs(folder: Path) -> dict[str, Any]:
     return {f"{pool}_classes": 20 for pool in POOLS}
 
 
-SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {"omniglot": omniglot, "glyphs": glyphs}
+def attributes(folder: Path) -> dict[str, Any]:
+    """Write vectors of fifteen classes, each described by another, and return the setting that finds them."""
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    y = np.repeat(np.arange(15), 4)
+    np.savez(folder / "data.npz", X=draw.normal(size=(len(y), 3)), y=y, attributes=draw.normal(size=(15, 2)))
+    return {"file": str(folder / "data.npz")}
+
+
+SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "omniglot": omniglot,
+    "glyphs": glyphs,
+    "attributes": attributes,
+}
 """Of task samplers that bring no data by default, or many, what returns settings for a few, written into a folder."""
 CLASSES = [
     provided
