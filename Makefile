@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format readme wheel clean
+.PHONY: help study test test-slow check format sinusoids optimizers readme wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-slow  set up, run the slow tests: minutes of meta-training each"
 	@echo "make check      what CI runs: format, lint, types, import rules, tests"
 	@echo "make format     format the code"
+	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
+	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make readme     fill the README's blocks from docs/results and the commands"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
@@ -42,6 +44,12 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+sinusoids: .venv/metaopt
+	$(BIN)/python docs/sinusoid_steps.py
+
+optimizers: .venv/metaopt
+	$(BIN)/python docs/optimizers.py
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
