@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format readme bench wheel clean
+.PHONY: help study test test-slow check format sinusoids optimizers readme bench wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -15,6 +15,8 @@ help:
 	@echo "make format     format the code"
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
+	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
+	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -43,6 +45,12 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+sinusoids: .venv/metaopt
+	$(BIN)/python docs/sinusoid_steps.py
+
+optimizers: .venv/metaopt
+	$(BIN)/python docs/optimizers.py
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py

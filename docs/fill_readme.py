@@ -8,19 +8,20 @@ tests/test_readme.py fails where a block is not what its source gives.
 import contextlib
 import io
 import json
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from metaopt import cli, terminal
-from metaopt.study.leaderboard import interval
+from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- (leaderboard|zoo|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (leaderboard|zoo|steps|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
 
 
 def leaderboard(name: str) -> str:
@@ -47,14 +48,35 @@ def zoo(name: str) -> str:
                 paper["source"] + (", transductive" if paper.get("transductive") else "") if paper else "",
             )
         )
+    return _table(rows, left={0, 4, 6})
+
+
+def steps(name: str) -> str:
+    """Return a table of the errors that docs/sinusoid_steps.py found, by the number of gradient steps."""
+    found = _board(name)
+    columns = list(next(iter(found.values()))["errors"])
+    rows = [("mean error after steps", *columns, f"median after {columns[-1]}", "tasks trained")]
+    for learner, row in found.items():
+        errors = row["errors"]
+        cells = [interval(errors[k]) if k in errors and math.isfinite(errors[k]["mean"]) else "–" if k not in errors
+                 else "diverges" for k in columns]  # fmt: skip
+        last = errors.get(columns[-1], errors[columns[0]])
+        median = number(last["median"]) if math.isfinite(last["median"]) else "diverges"
+        rows.append((learner, *cells, median, f"{row['tasks']:,}"))
+    return _table(rows, left={0})
+
+
+def _table(rows: Sequence[tuple[str, ...]], left: Set[int]) -> str:
+    """Return lines of cells in columns, flushed right but for those `left`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(_aligned(cell, width, at) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
-             for row in rows)  # fmt: skip
+    lines = (
+        "  ".join(
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
     return "".join(f"{line.rstrip()}\n" for line in lines)
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in {0, 4, 6} else cell.rjust(width)
 
 
 def command(line: str) -> str:

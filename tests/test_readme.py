@@ -59,3 +59,13 @@ def test_linked_files_exist(target: str) -> None:
 def test_make_targets_exist(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_published_figures_are_of_learners_and_results_that_exist() -> None:
+    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))
+    learners = plugins.load().learners
+    for name, figures in published.items():
+        assert (ROOT / "docs" / "results" / f"{name}.json").exists()
+        assert figures.keys() <= learners.keys()
+        assert all(0 < figure["accuracy"] <= 100 and re.search(r"[12]\d{3}$", figure["source"])
+                   for figure in figures.values())  # fmt: skip

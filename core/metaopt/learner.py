@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from metaopt.augment import Augment
-from metaopt.task import Examples, Kind, TaskBatch, TaskSpec
+from metaopt.task import Examples, Kind, Supports, TaskBatch, TaskSpec
 
 if TYPE_CHECKING:
     from metaopt.executor import Executor
@@ -28,6 +28,8 @@ class Learner(nn.Module):
     name: ClassVar[str]
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     """The kinds of tasks it can learn."""
+    supports: ClassVar[Supports] = "examples"
+    """What it learns a task from: examples of the classes, or in zero-shot learning descriptions of them."""
     trains_on: ClassVar[Literal["tasks", "examples", "nothing"]] = "tasks"
     """What an outer step is given: tasks, labelled examples of all train classes, or no meta-training at all."""
     uses_encoder: ClassVar[bool] = True
@@ -67,7 +69,7 @@ class Learner(nn.Module):
         """Learn one task from its support set and return predictions for its query set.
 
         Args:
-            support_x: (n_support, *x_shape)
+            support_x: (n_support, *support_shape), which is x_shape unless classes are described
             support_y: (n_support,) int64 labels 0 … n_way − 1, or (n_support, y_size) targets
             query_x: (n_queries, *x_shape)
 

@@ -28,7 +28,7 @@ from metaopt.errors import UserError, unknown
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.objective import MetaObjective
-from metaopt.task import Kind, TaskSampler
+from metaopt.task import Kind, Supports, TaskSampler
 
 if TYPE_CHECKING:
     from metaopt.study.trial import TrialResult
@@ -352,6 +352,7 @@ def _are_kinds(value: object) -> bool:
 
 
 KINDS_LAW = "a tuple such as ('classification',), of 'classification' and 'regression'"
+SUPPORTS_LAW = "'examples' or 'descriptions'"
 LAWS = (
     Law(
         object,
@@ -362,7 +363,9 @@ LAWS = (
     Law(object, "Config", "a dataclass with @dataclass(frozen=True) above it", _is_frozen_dataclass),
     Law(object, "Config.*", "None, true or false, a number, a text, or a tuple of these, given by `=`", _is_plain),
     Law(TaskSampler, "kind", "'classification' or 'regression'", lambda kind: kind in get_args(Kind)),
+    Law(TaskSampler, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(Learner, "kinds", KINDS_LAW, _are_kinds),
+    Law(Learner, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(Learner, "trains_on", "'tasks', 'examples' or 'nothing'", lambda on: on in ("tasks", "examples", "nothing")),
     Law(Learner, "any_way", "True or False", lambda any_way: isinstance(any_way, bool)),
     Law(Learner, "defaults", "a mapping such as {'outer.lr': 0.01}", lambda defaults: isinstance(defaults, Mapping)),

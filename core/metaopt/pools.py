@@ -94,7 +94,7 @@ class ClassSampler(TaskSampler):
         return TaskSpec(self.kind, x_shape, n_way, n_shot, n_query, n_train_classes=len(self.classes["train"]))
 
     def check(self, pool: Pool, spec: TaskSpec) -> None:
-        classes, need = self.classes[pool], spec.n_shot + spec.n_query
+        classes, need = self.classes[pool], spec.n_drawn
         total = sum(len(classes) for classes in self.classes.values())
         if len(classes) < spec.n_way:
             even = f"{total - 2 * spec.n_way}/{spec.n_way}/{spec.n_way}"
@@ -110,9 +110,10 @@ class ClassSampler(TaskSampler):
         smallest = min(classes, key=lambda c: len(c.rows))
         if (left := len(smallest.rows)) < need:
             few = sum(len(c.rows) < need for classes in self.classes.values() for c in classes)
-            fewer = f"set tasks.n_query to {left - spec.n_shot} or less, or " if left > spec.n_shot else ""
+            shots = need - spec.n_query
+            fewer = f"set tasks.n_query to {left - shots} or less, or " if left > shots else ""
             raise UserError(
-                f"{spec.n_shot} shots and {spec.n_query} queries need {need} examples of every class, and "
+                f"{shots} shots and {spec.n_query} queries need {need} examples of every class, and "
                 f"{smallest.name!r} of the {pool} pool has {left}; {fewer}set tasks.min_examples to {need}, which "
                 f"leaves {few} of {total} classes out"
             )

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from metaopt.errors import UserError
 
 Kind = Literal["classification", "regression"]
+Supports = Literal["examples", "descriptions"]
 Pool = Literal["train", "validation", "test"]
 POOLS: tuple[Pool, ...] = ("train", "validation", "test")
 
@@ -31,13 +32,25 @@ class TaskSpec:
     """Numbers in a regression target."""
     n_train_classes: int = 0
     """Classes in the train pool; 0 in regression."""
+    description_shape: tuple[int, ...] = ()
+    """Shape of the description of a class, where support sets hold those and no examples; empty where they do not."""
     within: float = 0.0
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
+
+    @property
+    def support_shape(self) -> tuple[int, ...]:
+        """Shape of what a support set holds: of an example, or of the description of a class."""
+        return self.description_shape or self.x_shape
 
     @property
     def n_outputs(self) -> int:
         """Numbers in the prediction for one query: a score a class, or the target's size."""
         return self.n_way if self.kind == "classification" else self.y_size
+
+    @property
+    def n_drawn(self) -> int:
+        """Examples of each of its classes that a task takes."""
+        return self.n_query if self.description_shape else self.n_shot + self.n_query
 
     @property
     def n_examples(self) -> int:
@@ -49,7 +62,7 @@ class TaskSpec:
 class TaskBatch:
     """Tasks of one size, stacked. In classification y holds the labels 0 … n_way − 1, drawn anew each task."""
 
-    support_x: Tensor  # (n_tasks, n_support, *x_shape)
+    support_x: Tensor  # (n_tasks, n_support, *support_shape)
     support_y: Tensor  # (n_tasks, n_support) int64, or (n_tasks, n_support, y_size)
     query_x: Tensor  # (n_tasks, n_queries, *x_shape)
     query_y: Tensor  # (n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size)
@@ -70,12 +83,14 @@ class Examples:
 
     x: Tensor  # (n, *x_shape)
     y: Tensor  # (n,) int64, the class among all train classes
+    descriptions: Tensor | None = None  # (n_train_classes, *description_shape), where classes are described
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: torch.device) -> "Examples":
-        return Examples(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True))
+        given = (self.x, self.y, self.descriptions)
+        return Examples(*(None if it is None else it.to(device, non_blocking=True) for it in given))  # type: ignore[arg-type]
 
 
 class TaskSampler:
@@ -87,6 +102,8 @@ class TaskSampler:
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
+    supports: ClassVar[Supports] = "examples"
+    """What support sets hold: examples of the classes, or in zero-shot learning descriptions of them."""
     encoder: ClassVar[str] = "mlp"
     """The encoder of studies that name none."""
     has_groups: ClassVar[bool] = False
@@ -132,11 +149,19 @@ class ClassPool:
 
     `examples` (n_examples, *x_shape) may be uint8, which draws turn into float32 in [0, 1]. `members` holds, a
     class, the rows of its examples; classes may differ in size. `groups`, a class, is the number of the group that it
-    belongs to (an alphabet, a superclass), where there are such.
+    belongs to (an alphabet, a superclass), where there are such. With `descriptions` (n_classes, *description_shape)
+    support sets hold those, and no examples.
     """
 
-    def __init__(self, examples: Tensor, members: Sequence[Tensor], groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        examples: Tensor,
+        members: Sequence[Tensor],
+        groups: Sequence[int] | None = None,
+        descriptions: Tensor | None = None,
+    ) -> None:
         self.sources = examples
+        self.descriptions = descriptions
         self.groups = None if groups is None else torch.tensor(groups, dtype=torch.int64)  # (n_classes,)
         self.sizes = torch.tensor([len(rows) for rows in members])  # (n_classes,)
         self.table = torch.zeros(len(members), int(self.sizes.max()) if len(members) else 0, dtype=torch.int64)
@@ -169,8 +194,12 @@ class ClassPool:
         classes = draws.topk(spec.n_way).indices  # (n_tasks, n_way)
         order = torch.rand(n_tasks, spec.n_way, self.table.shape[1], generator=generator)
         missing = torch.arange(self.table.shape[1]) >= self.sizes[classes][:, :, None]
-        picked = order.masked_fill(missing, -1.0).topk(spec.n_shot + spec.n_query).indices
+        picked = order.masked_fill(missing, -1.0).topk(spec.n_drawn).indices
         rows = self.table[classes[:, :, None], picked]  # (n_tasks, n_way, n_shot + n_query)
+        if self.descriptions is not None:
+            described, support_y = _shuffled(classes[:, :, None], generator)  # (n_tasks, n_way)
+            query_rows, query_y = _shuffled(rows, generator)
+            return TaskBatch(self.descriptions[described], support_y, self._read(query_rows), query_y)
         support_rows, support_y = _shuffled(rows[:, :, : spec.n_shot], generator)
         query_rows, query_y = _shuffled(rows[:, :, spec.n_shot :], generator)
         return TaskBatch(self._read(support_rows), support_y, self._read(query_rows), query_y)
@@ -179,7 +208,7 @@ class ClassPool:
         """Return `n` examples, each of a class drawn uniformly."""
         classes = torch.randint(len(self), (n,), generator=generator)
         position = (torch.rand(n, generator=generator) * self.sizes[classes]).long()
-        return Examples(self._read(self.table[classes, position]), classes)
+        return Examples(self._read(self.table[classes, position]), classes, self.descriptions)
 
     def _groups_of(self, n_way: int) -> Tensor:
         """Return the numbers of the groups of so many classes or more."""
@@ -209,9 +238,9 @@ def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
             f"{spec.n_way}-way tasks need {spec.n_way} classes and the {pool} pool has {len(sizes)}; "
             f"set tasks.n_way to {len(sizes)} or less, or give the pool more classes"
         )
-    smallest, need = min(sizes), spec.n_shot + spec.n_query
+    smallest, need = min(sizes), spec.n_drawn
     if smallest < need:
-        left = smallest - spec.n_shot
+        left = smallest - (need - spec.n_query)
         remedy = (
             f"set tasks.n_query to {left} or less with {spec.n_shot} shots"
             if left > 0

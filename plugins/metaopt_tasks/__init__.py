@@ -3,6 +3,7 @@
 from metaopt.hookspecs import hookimpl
 from metaopt.task import TaskSampler
 from metaopt_tasks.arrays import Arrays
+from metaopt_tasks.attributes import Attributes
 from metaopt_tasks.bundled import Bundled
 from metaopt_tasks.curves import Curves
 from metaopt_tasks.gaussian import Gaussian
@@ -17,4 +18,4 @@ from metaopt_tasks.text import Text
 @hookimpl
 def register_task_samplers() -> list[type[TaskSampler]]:
     """Return the built-in task samplers."""
-    return [Arrays, Bundled, Curves, Gaussian, Glyphs, Images, Omniglot, Sinusoid, Table, Text]
+    return [Arrays, Attributes, Bundled, Curves, Gaussian, Glyphs, Images, Omniglot, Sinusoid, Table, Text]

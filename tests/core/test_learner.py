@@ -1,6 +1,7 @@
 """What every learner keeps to: queries apart, the support set as a set; and what the base class gives."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,7 @@ from metaopt.errors import UserError
 from metaopt.executor import Executor, Loop, Vmap
 from metaopt.learner import Gradients, Learner
 from metaopt.plugins import load
-from metaopt.task import Examples, Kind, TaskBatch, TaskSpec
+from metaopt.task import Examples, Kind, Supports, TaskBatch, TaskSpec
 from metaopt.tune import declared
 
 REGISTRY = load()
@@ -21,10 +22,11 @@ SHAPES: dict[tuple[int, ...], str] = {(5,): "mlp", (1, 16, 16): "conv4"}
 """Shapes of examples, each with the encoder of task samplers that give them."""
 
 
-def spec_of(kind: Kind, x_shape: tuple[int, ...]) -> TaskSpec:
+def spec_of(kind: Kind, x_shape: tuple[int, ...], supports: Supports = "examples") -> TaskSpec:
     if kind == "regression":
         return TaskSpec(kind, x_shape, n_way=1, n_shot=12, n_query=4)
-    return TaskSpec(kind, x_shape, n_way=3, n_shot=4, n_query=2, n_train_classes=7)
+    described = (3,) if supports == "descriptions" else ()
+    return TaskSpec(kind, x_shape, n_way=3, n_shot=4, n_query=2, n_train_classes=7, description_shape=described)
 
 
 SEES_THE_ORDER: dict[str, dict[str, Any]] = {"matching": {"full_context": True}}
@@ -43,7 +45,7 @@ def build(cls: type[Learner], spec: TaskSpec, *, norm: str = "layer", **config: 
 def task(spec: TaskSpec, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     draw = Generator().manual_seed(seed)
     n_support, n_queries = spec.n_way * spec.n_shot, spec.n_way * spec.n_query
-    support_x = torch.randn(n_support, *spec.x_shape, dtype=torch.float64, generator=draw)
+    support_x = torch.randn(n_support, *spec.support_shape, dtype=torch.float64, generator=draw)
     query_x = torch.randn(n_queries, *spec.x_shape, dtype=torch.float64, generator=draw)
     if spec.kind == "regression":
         return support_x, torch.randn(n_support, spec.y_size, dtype=torch.float64, generator=draw), query_x
@@ -77,7 +79,7 @@ def cases(learners: Iterable[type[Learner]], x_shapes: Iterable[tuple[int, ...]]
         pytest.param(cls, spec, executor(), id=f"{cls.name}, {kind}, {SHAPES[x_shape]}, {executor.name}")
         for cls, x_shape, executor in product(learners, x_shapes, (Loop, Vmap))  # others equal these: test_executor.py
         for kind in cls.kinds
-        if (executor is Loop or cls.batchable) and suits(cls, spec := spec_of(kind, x_shape))
+        if (executor is Loop or cls.batchable) and suits(cls, spec := spec_of(kind, x_shape, cls.supports))
     ]
 
 
@@ -151,7 +153,7 @@ def test_a_learner_serves_tasks_with_other_numbers_of_shots_and_queries(
 ) -> None:
     """And of ways where it says so."""
     n_way = 5 if cls.any_way else spec.n_way
-    other = TaskSpec(spec.kind, spec.x_shape, n_way, n_shot=1, n_query=3, n_train_classes=spec.n_train_classes)
+    other = replace(spec, n_way=n_way, n_shot=1, n_query=3)
     learner = build(cls, spec)
     served = learner.with_spec(other)
     predictions = predict(executor, served, *task(other))

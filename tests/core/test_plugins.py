@@ -301,6 +301,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         "Mine.kind is 'ranking'; it must be 'classification' or 'regression'",
     ),
     "sampler_kind_missing": (sampler(""), "Mine.kind is missing; it must be 'classification' or 'regression'"),
+    "sampler_supports": (
+        sampler("kind = 'classification'; supports = 'pictures'"),
+        "Mine.supports is 'pictures'; it must be 'examples' or 'descriptions'",
+    ),
+    "learner_supports": (learner("supports = 3"), "Mine.supports is 3; it must be 'examples' or 'descriptions'"),
     "objective_direction": (objective(direction="max"), "Mine.direction is 'max'; it must be 'maximize' or 'minimize'"),
     "objective_kinds": (objective(kinds="regression"), "Mine.kinds is 'regression'; it must be a tuple such as"),
     "objective_worst": (objective(worst=True), "Mine.worst is True; it must be a number or None"),

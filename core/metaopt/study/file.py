@@ -228,6 +228,9 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         if kind not in cls.kinds:
             top.fail(f"learners.{learner}", f"it learns {' and '.join(cls.kinds)} and the sampler {tasks.sampler!r} "
                      f"gives {kind} tasks; leave it out or take another sampler")  # fmt: skip
+        if (given := registry.task_sampler(tasks.sampler).supports) != cls.supports:
+            top.fail(f"learners.{learner}", f"it learns from {cls.supports} of classes and the sampler "
+                     f"{tasks.sampler!r} gives {given}; leave it out or take another sampler")  # fmt: skip
         if cls.transductive and not transductive:
             top.fail(f"learners.{learner}", "it is transductive (a query's prediction depends on the other queries); "
                      "set transductive: true to allow that, or leave it out")  # fmt: skip

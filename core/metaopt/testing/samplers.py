@@ -33,12 +33,17 @@ class Source:
         with self._watching():
             return self.cls(config)
 
+    @property
+    def n_shot(self) -> int:
+        """Support examples a class, or the one description of it."""
+        return N_SHOT if self.cls.supports == "examples" else 1
+
     @cached_property
     def sampler(self) -> TaskSampler:
         """The sampler. Raises UserError where the settings give none, and Skipped where those are the defaults."""
         try:
             sampler = self.cls(self.cls.Config(**self.settings))  # unwatched, as it may import what draws
-            spec = sampler.spec(N_WAY, N_SHOT, N_QUERY)
+            spec = sampler.spec(N_WAY, self.n_shot, N_QUERY)
             for pool in POOLS:
                 sampler.check(pool, spec)
         except UserError as error:
@@ -50,7 +55,7 @@ class Source:
     @cached_property
     def spec(self) -> TaskSpec:
         """The sizes of the tasks that are checked."""
-        return self.sampler.spec(N_WAY, N_SHOT, N_QUERY)
+        return self.sampler.spec(N_WAY, self.n_shot, N_QUERY)
 
     @cached_property
     def batches(self) -> dict[Pool, TaskBatch]:
@@ -91,7 +96,7 @@ def its_spec_is_what_was_asked_for(source: Source) -> None:
     """`spec` returns the ways, shots and queries that it is given, and the sampler's own kind."""
     spec = source.spec
     ways = N_WAY if source.cls.kind == "classification" else 1
-    got, want = (spec.kind, spec.n_way, spec.n_shot, spec.n_query), (source.cls.kind, ways, N_SHOT, N_QUERY)
+    got, want = (spec.kind, spec.n_way, spec.n_shot, spec.n_query), (source.cls.kind, ways, source.n_shot, N_QUERY)
     assert got == want, f"spec{want[1:]} says {got}; it must say (kind, n_way, n_shot, n_query) = {want}"
 
 
@@ -101,7 +106,7 @@ def tasks_have_their_shapes(source: Source) -> None:
     target = () if source.cls.kind == "classification" else (spec.y_size,)
     support, query = spec.n_way * spec.n_shot, spec.n_way * spec.n_query
     want = [
-        (N_TASKS, support, *spec.x_shape),
+        (N_TASKS, support, *spec.support_shape),
         (N_TASKS, support, *target),
         (N_TASKS, query, *spec.x_shape),
         (N_TASKS, query, *target),
@@ -123,7 +128,7 @@ def ways_and_shots_are_exact(source: Source) -> None:
     """Each label 0 … n_way − 1 has exactly n_shot support and n_query query examples in each task."""
     source.needs_classes()
     for pool, batch in source.batches.items():
-        for y, each in ((batch.support_y, N_SHOT), (batch.query_y, N_QUERY)):
+        for y, each in ((batch.support_y, source.n_shot), (batch.query_y, N_QUERY)):
             assert y.dtype == torch.int64, f"labels are {y.dtype}; make them int64"
             counts = torch.stack([(y == label).sum(1) for label in range(N_WAY)], 1)
             assert (counts == each).all(), f"a task of the {pool} pool has not {each} examples of each of its labels"
@@ -173,7 +178,7 @@ def other_seeds_other_tasks(source: Source) -> None:
         assert not _equal(batch, source.draw(pool, seed=1)), (
             f"two seeds gave one batch of the {pool} pool; draw from the generator that is passed in"
         )
-        first, *others = (_bytes(x) for x in batch.support_x)
+        first, *others = (_bytes(x) for x in batch.query_x)
         assert any(other != first for other in others), (
             f"a batch of the {pool} pool repeats one task; draw each by itself"
         )
@@ -203,14 +208,14 @@ def labelled_examples_are_of_train_classes(source: Source) -> None:
     )
     train = _bytes(examples.x)
     for pool in POOLS[1:]:
-        other = set().union(*(_bytes(x) for x in source.batches[pool].support_x))
+        other = set().union(*(_bytes(x) for x in source.batches[pool].query_x))
         assert not train & other, f"an example of the {pool} pool is given to train on; take those of train classes"
 
 
 def refuses_what_it_cannot_give(source: Source) -> None:
     """Too many ways are refused with a UserError before anything is drawn."""
     source.needs_classes()
-    too_many = source.sampler.spec(10**6, N_SHOT, N_QUERY)
+    too_many = source.sampler.spec(10**6, source.n_shot, N_QUERY)
     try:
         source.sampler.check("test", too_many)
     except UserError:

@@ -24,6 +24,7 @@ class Skipped(Exception):  # noqa: N818 - not an error
 SPECS = (
     TaskSpec("classification", (6,), n_way=3, n_shot=2, n_query=4, n_train_classes=5),
     TaskSpec("classification", (1, 16, 16), n_way=3, n_shot=1, n_query=4, n_train_classes=5),
+    TaskSpec("classification", (6,), n_way=3, n_shot=1, n_query=4, n_train_classes=5, description_shape=(4,)),
     TaskSpec("regression", (2,), n_way=1, n_shot=6, n_query=8, y_size=2),
 )
 
@@ -85,9 +86,9 @@ class Setting:
         means = _means(spec)
         classes = torch.stack([torch.randperm(len(means), generator=draw)[: spec.n_way] for _ in range(n)])
         sets = []
-        for size in (spec.n_shot, spec.n_query):
+        for size, of_class in ((spec.n_shot, _descriptions(spec)), (spec.n_query, means)):
             y = torch.arange(spec.n_way).repeat(size).expand(n, -1)  # (n, n_way * size)
-            centre = means[classes.gather(1, y)]
+            centre = of_class[classes.gather(1, y)]
             sets += [centre + noise * torch.randn(centre.shape, generator=draw, dtype=torch.float64), y]
         return TaskBatch(*sets)
 
@@ -97,7 +98,7 @@ class Setting:
         means = _means(self.spec)
         y = torch.randint(len(means), (n,), generator=draw)
         x = means[y] + noise * torch.randn(n, *self.spec.x_shape, generator=draw, dtype=torch.float64)
-        return Examples(x, y)
+        return Examples(x, y, _descriptions(self.spec) if self.spec.description_shape else None)
 
     def batch(self, n_tasks: int = 3, seed: int = 0, noise: float = 0.1) -> TaskBatch | Examples:
         """Return what an outer step of this learner is given."""
@@ -111,6 +112,8 @@ def settings(cls: type[Learner]) -> list[Setting]:
     found = []
     for spec in SPECS:
         setting = Setting(cls, spec)
+        if (cls.supports == "descriptions") != bool(spec.description_shape):
+            continue
         if spec.kind not in cls.kinds or (spec.kind == "regression" and cls.trains_on == "examples"):
             continue
         try:
@@ -161,3 +164,12 @@ def _needs(config: type, name: str) -> dict[str, Any]:
 def _means(spec: TaskSpec) -> Tensor:
     draw = Generator().manual_seed(1)
     return 2 * torch.randn(spec.n_train_classes, *spec.x_shape, generator=draw, dtype=torch.float64)
+
+
+def _descriptions(spec: TaskSpec) -> Tensor:
+    """Return what support sets show of each class: its mean, or a description that tells its mean."""
+    means = _means(spec)
+    if not spec.description_shape:
+        return means
+    map_ = torch.randn(means[0].numel(), *spec.description_shape, generator=Generator().manual_seed(2)).to(means)
+    return means.flatten(1) @ map_

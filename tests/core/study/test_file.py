@@ -113,7 +113,11 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
             {"sampler": st.just("sinusoid"), "n_shot": at_least(1)},
             optional=sizes | {"n_way": st.just(1), "amplitude": bounds, "noise": st.floats(0, 1)},
         )
-    able = {name: cls for name, cls in REGISTRY.learners.items() if kind in cls.kinds and not cls.transductive}
+    able = {
+        name: cls
+        for name, cls in REGISTRY.learners.items()
+        if kind in cls.kinds and not cls.transductive and cls.supports == "examples"
+    }
     seconds = st.floats(1e-3, 1e6) | st.integers(1, 10**6) | st.sampled_from(["90s", "1.5h", "2 m", "1d", "7"])
     mapping = st.fixed_dictionaries(
         {"tasks": tasks, "learners": names(able)},

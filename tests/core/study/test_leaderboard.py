@@ -134,12 +134,13 @@ def test_the_best_of_each_learner_is_shown() -> None:
     bench = bench_of()
     results = [
         result(bench, 0, 0.2),
-        result(bench, 1, 0.4),
+        result(bench, 1, 0.4, trained_tasks=70, cpu_seconds=3.5),
         result(bench, 2, 0.3, learner="pixels"),
         result(bench, 3, None, "failed", learner="pixels"),
     ]
     learners = build(bench, results, [], [], None, 1.0, "interrupted")["learners"]
     assert {name: entry["trial"] for name, entry in learners.items()} == {"protonet": 1, "pixels": 2}
+    assert (learners["protonet"]["trained_tasks"], learners["protonet"]["cpu_seconds"]) == (70, 3.5)
 
 
 def test_failures_are_counted_by_reason_the_most_frequent_first_and_fallen_finalists_with_them() -> None:

@@ -203,8 +203,11 @@ def study(folder: Path, *, watcher: Quiet | None = None, options: dict[str, Any]
     return board
 
 
-def timeless(board: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in board.items() if key != "seconds"}
+def timeless(board: Any) -> Any:
+    """Return a leaderboard, or a part of it, without the times that things took."""
+    if isinstance(board, dict):
+        return {key: timeless(value) for key, value in board.items() if key not in {"seconds", "cpu_seconds"}}
+    return [timeless(item) for item in board] if isinstance(board, list) else board
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:

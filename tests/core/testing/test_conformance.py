@@ -69,7 +69,16 @@ def text(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "a.json"), "split": "4/4/4", "features": 256}
 
 
-WRITERS = (arrays, glyphs, images, omniglot, table, text)
+def attributes(folder: Path) -> dict[str, Any]:
+    """Write vectors of fifteen classes, each described by another, and return the setting that finds them."""
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    y = np.repeat(np.arange(15), 4)
+    np.savez(folder / "data.npz", X=draw.normal(size=(len(y), 3)), y=y, attributes=draw.normal(size=(15, 2)))
+    return {"file": str(folder / "data.npz")}
+
+
+WRITERS = (arrays, attributes, glyphs, images, omniglot, table, text)
 SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {writer.__name__: writer for writer in WRITERS}
 """Of task samplers that bring no data by default, or many, what returns settings for a few, written into a folder."""
 CLASSES = [
