@@ -79,6 +79,9 @@ class Augment:
 
     def batch(self, batch: TaskBatch, generator: Generator) -> TaskBatch:
         """Return augmented tasks of the same labels. The draws are the generator's, on the CPU."""
+        if batch.support_x.shape[2:] != batch.query_x.shape[2:]:  # descriptions of classes, not examples
+            queries = self._examples(batch.query_x.flatten(0, 1), generator, None)
+            return replace(batch, query_x=queries.view_as(batch.query_x))
         x = torch.cat([batch.support_x, batch.query_x], 1)  # (n_tasks, n, *x_shape)
         n_tasks, n_support = batch.support_y.shape[:2]
         if self.turn != "none" and x.ndim == 5 and batch.support_y.ndim == 2:

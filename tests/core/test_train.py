@@ -386,8 +386,8 @@ def test_averaged_weights_are_their_exponential_average_over_the_steps() -> None
     for step, weight in enumerate(plain.weights, 1):
         decay = min(0.5, (1 + step) / (10 + step))
         mean = decay * mean + (1 - decay) * weight
-    assert float(averaged.weight) == pytest.approx(mean, rel=1e-5)
-    assert float(plain.weight) == plain.weights[-1]
+    assert averaged.weight.item() == pytest.approx(mean, rel=1e-5)
+    assert plain.weight.item() == plain.weights[-1]
 
 
 def test_learners_are_trained_on_augmented_tasks_and_tested_on_plain_ones() -> None:

@@ -171,6 +171,7 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         },
         "encoder": {"conv4": {}},
         "outer": {},
+        "augment": {},
         "objective": "accuracy",
         "search_on": "validation",
         "transductive": False,
@@ -323,7 +324,7 @@ BAD = {
     "tasks.n_ways=5": "tasks: no key named 'n_ways'; did you mean 'n_way'?",
     "learners.maml.inner_l=1": "learners.maml: no key named 'inner_l'; did you mean 'inner_lr'?",
     "encoder={conv4: {widht: 8}}": "encoder.conv4: no key named 'widht'; did you mean 'width'?",
-    "outer.learning_rate=1": "outer: no key named 'learning_rate'; choose one of: lr, ",
+    "outer.learning_rate=1": "outer: no key named 'learning_rate'; choose one of: averaging, clip, lr, ",
     "budget={task: 3}": "budget: no key named 'task'; did you mean 'tasks'?",
     "evaluation.finalist=3": "evaluation: no key named 'finalist'; did you mean 'finalists'?",
     "outer.lr={min: 1}": "outer.lr: unknown key 'min'; a range is written {low: …, high: …}",
@@ -362,7 +363,7 @@ BAD = {
     "tasks.train_within=true": "tasks.train_within: True is not a share of the tasks; write a number from 0 to 1",
     "tasks.within=1": (
         "tasks.within: the classes of the sampler 'glyphs' belong to no groups; leave it out, or take a sampler with "
-        "groups: arrays, images, omniglot, sklearn_data, table, text"
+        "groups: arrays, attributes, images, omniglot, sklearn_data, table, text"
     ),
     "tasks.train_within=0.5": "tasks.train_within: the classes of the sampler 'glyphs' belong to no groups",
     "tasks.size=large": "tasks.size: 'large' is not a whole number, as its default 28 is",

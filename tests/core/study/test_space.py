@@ -196,5 +196,22 @@ def test_a_pipeline_is_transductive_by_its_learner_or_by_one_option(
     cls: type[Learner], change: Params, transductive: bool
 ) -> None:
     every: Callable[[Any], dict[str, tune.Parameter]] = tune.declared
-    space = Space({cls.name: every(cls.Config)}, {"blind": every(Blind.Config)}, {}, {cls.name: cls}, {"blind": Blind})
+    space = Space(
+        {cls.name: every(cls.Config)}, {"blind": every(Blind.Config)}, {}, {}, {cls.name: cls}, {"blind": Blind}
+    )
     assert space.transductive(space.default(cls.name) | change) is transductive
+
+
+# Augmentation
+
+
+def test_augmentation_is_part_of_a_pipeline_only_where_the_study_names_it() -> None:
+    plain = space_of(ALL)
+    assert not any(name.startswith("augment.") for name in plain.default("protonet"))
+    named = space_of(ALL + "augment: {turn: , rotate: {low: 0, high: 20}, shift: 0.1}\n")
+    default = named.default("protonet")
+    assert section(default, "augment") == {"turn": "none", "rotate": 0.0, "shift": 0.1}
+    assert not section(named.default("pixels"), "augment"), "it is not meta-trained"
+    seen = {params["augment.turn"] for params, _ in suggestions(named) if "augment.turn" in params}
+    assert seen == {"none", "task", "class"}
+    assert all(params.get("augment.shift", 0.1) == 0.1 for params, _ in suggestions(named))

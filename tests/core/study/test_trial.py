@@ -249,6 +249,28 @@ def test_a_learner_that_cannot_be_built_does_not_keep_a_study_from_beginning(reg
     bench.check()
 
 
+# Augmentation
+
+
+def test_an_augmented_pipeline_learns_from_other_tasks_and_a_learner_knows_its_augmentation(bench: Bench) -> None:
+    plain = bench.run(job_of(bench))
+    noisy = bench.run(job_of(bench, params={"augment.noise": 1.0}))
+    assert noisy.result.state == "complete"
+    assert noisy.per_task != plain.per_task
+    built = bench.build(bench.study.space.default("protonet") | {"augment.rotate": 20.0}, 0)
+    assert (built.augment.rotate, built.augment.turn) == (20.0, "none")
+
+
+def test_augmentation_of_pictures_is_refused_for_vectors_before_any_trial(registry: plugins.Registry) -> None:
+    for augment, ends in (({"rotate": {"low": 0, "high": 5}}, "rotate"), ({"turn": None}, "turn")):
+        bench = bench_of(registry, tasks={"sampler": "gaussian", "n_way": 3, "n_shot": 1}, augment=augment)
+        with pytest.raises(UserError, match=rf"augment\.{ends} is for pictures and the examples have shape \(16,\)"):
+            bench.check()
+    bench_of(
+        registry, tasks={"sampler": "gaussian", "n_way": 3, "n_shot": 1}, augment={"noise": None, "rotate": 0}
+    ).check()
+
+
 # Rungs, deadlines, interruptions
 
 
