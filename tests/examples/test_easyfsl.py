@@ -6,6 +6,7 @@ wheel on the index only loads beside a CUDA build of torch; so an empty module s
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def run(site: Path, *arguments: str | Path, cwd: Path = PROJECT) -> str:
 
 def test_its_learners_keep_the_contract_and_say_what_easyfsl_says(site: Path) -> None:
     printed = run(site, "pytest", "-p", "no:cacheprovider", "tests")
-    assert printed.rstrip().endswith("[100%]")
+    assert re.match(r"\d{2,} passed, \d+ skipped in ", printed.splitlines()[-1])
 
 
 def test_each_learner_takes_at_most_fifteen_lines() -> None:
