@@ -111,11 +111,14 @@ class ClassSampler(TaskSampler):
         if (left := len(smallest.rows)) < need:
             few = sum(len(c.rows) < need for classes in self.classes.values() for c in classes)
             shots = need - spec.n_query
-            fewer = f"set tasks.n_query to {left - shots} or less, or " if left > shots else ""
+            remedies = [
+                f"set tasks.n_query to {left - shots} or less" if left > shots else "",
+                f"set tasks.min_examples to {need}, which leaves {few} of {total} classes out" if few < total else "",
+                "" if left > shots or few < total else f"give every class {need} examples",
+            ]
             raise UserError(
-                f"{shots} shots and {spec.n_query} queries need {need} examples of every class, and "
-                f"{smallest.name!r} of the {pool} pool has {left}; {fewer}set tasks.min_examples to {need}, which "
-                f"leaves {few} of {total} classes out"
+                f"n_shot {shots} and n_query {spec.n_query} need {need} examples of every class, and "
+                f"{smallest.name!r} of the {pool} pool has {left}; {', or '.join(filter(None, remedies))}"
             )
         self.pools[pool].check(pool, spec)
 
@@ -273,7 +276,7 @@ def apart(pools: Pools, digests: NDArray[np.uint8], names: Sequence[str], settin
     raise UserError(
         f"{names[row]} of the {POOLS[owner[row]]} pool and {names[other]} of the {POOLS[owner[other]]} pool are "
         f"identical ({shared.sum()} examples stand in two pools); remove them, or set tasks.duplicates to skip, which "
-        "leaves them all out"
+        "leaves them all out, or to keep where they are alike by chance"
     )
 
 

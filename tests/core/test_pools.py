@@ -363,7 +363,7 @@ def test_refusal_of_too_many_examples_names_the_class_and_offers_numbers_that_wo
         smaller.check(every, smaller.spec(2, 1, 5))
     with pytest.raises(UserError, match=r"'c04' of the \w+ pool has 2; set tasks\.min_examples to 7, which") as refusal:
         sampler.check(pool, sampler.spec(2, 2, 5))
-    assert "n_query" not in str(refusal.value)
+    assert "tasks.n_query" not in str(refusal.value)
 
 
 def test_pairs_of_rows_of_classes_are_in_order() -> None:
