@@ -8,7 +8,6 @@ tests/test_readme.py fails where a block is not what its source gives.
 import contextlib
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence, Set
@@ -58,10 +57,10 @@ def steps(name: str) -> str:
     rows = [("mean error after steps", *columns, f"median after {columns[-1]}", "tasks trained")]
     for learner, row in found.items():
         errors = row["errors"]
-        cells = [interval(errors[k]) if k in errors and math.isfinite(errors[k]["mean"]) else "–" if k not in errors
-                 else "diverges" for k in columns]  # fmt: skip
-        last = errors.get(columns[-1], errors[columns[0]])
-        median = number(last["median"]) if math.isfinite(last["median"]) else "diverges"
+        cells = ["–" if k not in errors else interval(errors[k]) if errors[k]["mean"] is not None else "diverges"
+                 for k in columns]  # fmt: skip
+        last = errors.get(columns[-1], errors[columns[0]])["median"]
+        median = "diverges" if last is None else number(last)
         rows.append((learner, *cells, median, f"{row['tasks']:,}"))
     return _table(rows, left={0})
 
