@@ -17,6 +17,7 @@ from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, check_sizes
 
+MOST = 4 * 10**9  # pixels, a byte each, of one pool
 N_STROKES = 4  # at most
 N_PARTS = 3  # of a stroke, each an arc; between them the stroke may turn a corner
 N_POINTS = 60  # of a stroke, a multiple of N_PARTS: enough that the blots of a thin pen merge into a line
@@ -58,6 +59,13 @@ class Glyphs(TaskSampler):
         for key, low in least.items():
             if (value := getattr(config, key)) < low:
                 raise UserError(f"tasks.{key} is {value}; glyphs need {low} at least, so set it to {low} or more")
+        for pool in POOLS:
+            numbers = getattr(config, f"{pool}_classes") * config.examples * config.size**2
+            if numbers > MOST:
+                raise UserError(
+                    f"tasks.{pool}_classes is {getattr(config, f'{pool}_classes')}: with {config.examples} examples of "
+                    f"{config.size} × {config.size} pixels each that is {numbers:,} pixels; keep one pool below {MOST:,}"
+                )
         if not 0 <= config.variation <= 2:
             raise UserError(f"tasks.variation is {config.variation}; set it between 0 (print) and 2 (hardly legible)")
         super().__init__(config)

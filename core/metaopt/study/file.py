@@ -550,9 +550,9 @@ def _written(section: Section, config: type) -> dict[str, Any]:
 
 def _whole(low: int) -> Callable[[object], int]:
     def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0 or value < low:
             raise ValueError(f"{value!r} is not a whole number of {low} or more")
-        return value
+        return int(value)
 
     return check
 

@@ -204,6 +204,11 @@ def test_train_tasks_keep_within_groups_as_test_tasks_do_unless_they_say_otherwi
     assert shares("train_within: 0.5") == (0.0, 0.5)
 
 
+def test_a_whole_number_may_be_written_with_an_exponent() -> None:
+    assert resolved(STUDY, "budget.tasks=4e3").budget == resolved(STUDY, "budget.tasks=4000").budget
+    assert type(resolved(STUDY, "trials=1e2").trials) is int
+
+
 def test_learners_may_be_one_name_a_list_or_a_mapping() -> None:
     assert (
         resolved(STUDY, "learners=protonet")
