@@ -23,7 +23,8 @@ def describe(registry: Registry, name: str) -> dict[str, Any]:
             return _of_class(registry, noun, getattr(registry, kind)[name])
     for plugin in registry.plugins:
         if plugin.name == name:
-            about = plugin.error or ", ".join(sorted(name for kind in CONTRACTS for name in getattr(plugin, kind)))
+            provided = ", ".join(sorted(name for kind in CONTRACTS for name in getattr(plugin, kind)))
+            about = plugin.error or "\n\n".join(filter(None, (registry.about(plugin), provided)))
             return {
                 "name": name,
                 "kind": f"plugin, {plugin.status}",

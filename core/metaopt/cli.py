@@ -260,11 +260,17 @@ def _plugin_check(options: argparse.Namespace) -> int:
                 raise UserError(f"{path} does not exist; give a project's folder, a package or a .py file") from None
             raise
         (registry, chosen), things = project.load(path), []
-    with redirect_stdout(sys.stderr):  # of what the plugin prints; the report alone goes to stdout
-        reports = list(report.check(registry, chosen, things, options.set))
-    found = [asdict(one) for one in reports]
-    _print_json({"checked": found}) if options.json else terminal.show_checks(found)
-    return 1 if any(verdict.status == "failed" for one in reports for verdict in one.checks) else 0
+    reports, found = report.check(registry, chosen, things, options.set), []
+    while True:
+        with redirect_stdout(sys.stderr):  # of what the plugin prints; the report alone goes to stdout
+            one = next(reports, None)
+        if one is None:
+            break
+        found.append(asdict(one))
+        if not options.json:
+            terminal.show_checked(found[-1])
+    _print_json({"checked": found}) if options.json else terminal.show_sum(found)
+    return 1 if any(check["status"] == "failed" for one in found for check in one["checks"]) else 0
 
 
 def _plugin_new(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ of its own: what it registers cannot reach another, and who returned what needs 
 
 import copy
 import dataclasses
+import inspect
 import io
 import logging
 import os
@@ -120,6 +121,11 @@ class Registry:
     def provider(self, provided: type) -> Plugin:
         """Return the plugin that provides a class of this registry. KeyError where none does."""
         return self._providers[provided]
+
+    def about(self, plugin: Plugin) -> str:
+        """Return what the module of a plugin says of itself; nothing of a broken one."""
+        hooks = self._hooks.get(plugin)
+        return inspect.getdoc(hooks.list_name_plugin()[0][1]) or "" if hooks else ""
 
     def trial_finished(self, result: "TrialResult", study: Mapping[str, Any], folder: Path) -> None:
         """Show a finished trial to every plugin."""

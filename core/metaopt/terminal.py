@@ -332,20 +332,20 @@ def _as_yaml(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value) or "empty"
 
 
-def show_checks(reports: Sequence[Mapping[str, Any]]) -> None:
-    """Print what came of each check, thing by thing, and the sum."""
+def show_checked(report: Mapping[str, Any]) -> None:
+    """Print what came of each check of one thing."""
     out, styles = console(), {"failed": "red", "skipped": "dim"}
-    count: Counter[str] = Counter()
-    for report in reports:
-        of = "" if report["kind"] == "plugin" else f" of {report['plugin']}"
-        out.print(
-            f"{report['name']}: {report['kind']}{of} ({report['distribution']} {report['version']})", style="bold"
-        )
-        for check in report["checks"]:
-            count[check["status"]] += 1
-            why = f": {check['reason']}" if check["reason"] else ""
-            out.print(f"  {check['status']:<8} {check['check']}{why}", style=styles.get(check["status"]))
-    out.print(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped")
+    of = "" if report["kind"] == "plugin" else f" of {report['plugin']}"
+    out.print(f"{report['name']}: {report['kind']}{of} ({report['distribution']} {report['version']})", style="bold")
+    for check in report["checks"]:
+        why = f": {check['reason']}" if check["reason"] else ""
+        out.print(f"  {check['status']:<8} {check['check']}{why}", style=styles.get(check["status"]))
+
+
+def show_sum(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Print what came of all checks together."""
+    count = Counter(check["status"] for report in reports for check in report["checks"])
+    console().print(f"{count['ok']} ok, {count['failed']} failed, {count['skipped']} skipped")
 
 
 def show_project(made: Mapping[str, Any]) -> None:

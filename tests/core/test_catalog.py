@@ -53,7 +53,9 @@ def test_what_has_no_paper_shows_none() -> None:
 
 def test_a_plugin_is_described_by_what_it_provides() -> None:
     found = describe(REGISTRY, "objectives")
-    provided = found["about"].split(", ")
+    about, _, names = found["about"].partition("\n\n")
+    assert about == "Meta-objectives: scores of a learner, task by task."
+    provided = names.split(", ")
     assert provided == sorted(provided)
     assert {"accuracy", "mse"} <= set(provided)
     assert (found["kind"], found["parameters"], found["distribution"]) == ("plugin, ok", {}, "metaopt-fewshot")
