@@ -1,7 +1,7 @@
 """Tasks: what a learner learns from, what it is scored on, and where they come from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,6 +31,8 @@ class TaskSpec:
     """Numbers in a regression target."""
     n_train_classes: int = 0
     """Classes in the train pool; 0 in regression."""
+    least_shot: int = 0
+    """Above 0, each batch of tasks has a number of shots drawn from this one to `n_shot`; see `sized`."""
     within: float = 0.0
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
 
@@ -43,6 +45,14 @@ class TaskSpec:
     def n_examples(self) -> int:
         """Support and query examples together: what a task costs."""
         return self.n_way * (self.n_shot + self.n_query)
+
+
+def sized(spec: TaskSpec, generator: Generator) -> TaskSpec:
+    """Return the sizes of one batch: where the number of shots is a range, with one drawn uniformly from it."""
+    if not spec.least_shot:
+        return spec
+    n_shot = torch.randint(spec.least_shot, spec.n_shot + 1, (), generator=generator)
+    return replace(spec, n_shot=int(n_shot), least_shot=0)
 
 
 @dataclass(frozen=True)
