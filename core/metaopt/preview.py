@@ -1,6 +1,7 @@
 """What a study's tasks look like: its pools in numbers, and one task drawn, as shapes and as a picture."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     }
     if pools["train"]["refused"]:
         return found, None, train_spec
-    batch = sampler.draw("train", train_spec, 1, seeds.generator(study.seed, "preview"))
+    batch = sampler.draw("train", replace(train_spec, least_shot=0), 1, seeds.generator(study.seed, "preview"))
     names = ("support_x", "support_y", "query_x", "query_y")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in zip(names, batch.tensors(), strict=True)}
     found["task"] = {
         "n_way": train_spec.n_way,
         "n_shot": train_spec.n_shot,
+        "least_shot": train_spec.least_shot or train_spec.n_shot,
         "n_query": train_spec.n_query,
         "within": train_spec.within,
         "shapes": shapes,

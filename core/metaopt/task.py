@@ -1,7 +1,7 @@
 """Tasks: what a learner learns from, what it is scored on, and where they come from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,6 +34,8 @@ class TaskSpec:
     """Classes in the train pool; 0 in regression."""
     description_shape: tuple[int, ...] = ()
     """Shape of the description of a class, where support sets hold those and no examples; empty where they do not."""
+    least_shot: int = 0
+    """Above 0, each batch of tasks has a number of shots drawn from this one to `n_shot`; see `sized`."""
     within: float = 0.0
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
 
@@ -56,6 +58,14 @@ class TaskSpec:
     def n_examples(self) -> int:
         """Support and query examples together: what a task costs."""
         return self.n_way * (self.n_shot + self.n_query)
+
+
+def sized(spec: TaskSpec, generator: Generator) -> TaskSpec:
+    """Return the sizes of one batch: where the number of shots is a range, with one drawn uniformly from it."""
+    if not spec.least_shot:
+        return spec
+    n_shot = torch.randint(spec.least_shot, spec.n_shot + 1, (), generator=generator)
+    return replace(spec, n_shot=int(n_shot), least_shot=0)
 
 
 @dataclass(frozen=True)

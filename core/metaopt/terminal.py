@@ -267,9 +267,10 @@ def show_preview(found: Mapping[str, Any]) -> None:
         out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
     if task := found["task"]:
         within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
-        sizes = f"{task['n_way']}-way {task['n_shot']}-shot, {task['n_query']} queries a class{within}"
+        shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
+        sizes = f"{task['n_way']}-way {shots}-shot, {task['n_query']} queries a class{within}"
         if found["kind"] == "regression":
-            sizes = f"{task['n_shot']} support and {task['n_query']} query examples"
+            sizes = f"{shots} support and {task['n_query']} query examples"
         out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
         for name, shape in task["shapes"].items():
             out.print(f"  {name:<10} {' × '.join(map(str, shape))}")

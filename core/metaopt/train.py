@@ -15,7 +15,7 @@ from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.objective import MetaObjective, Outcome
-from metaopt.task import Examples, Pool, TaskBatch, TaskSampler
+from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, sized
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
@@ -149,6 +149,7 @@ def meta_train(
     full_rates = [group["lr"] for group in optimizer.param_groups]
     average = Average(learner, outer.averaging)
     update = _updater(learner, optimizer, outer, average)
+    spec = learner.spec
     training = Training(0, planned, time.process_time() - started)
     while training.tasks < limit:
         at(training)
@@ -157,13 +158,14 @@ def meta_train(
         for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = full_rate * outer.factor(training.progress)
         n_tasks = min(outer.tasks_per_step, limit - training.tasks)
-        loss = learner.outer_step(_batch(learner, sampler, n_tasks, draw).to(device), executor, update)
+        loss = learner.outer_step(_batch(learner, spec, sampler, n_tasks, draw).to(device), executor, update)
         training = Training(training.tasks + n_tasks, planned, time.process_time() - started)
         if not torch.isfinite(loss):
             raise TrialError(f"the meta-training loss became {loss.item()} after {training.tasks} tasks")
         if budget.cpu_seconds and not budget.tasks and training.cpu_seconds > 1.25 * budget.cpu_seconds:
             break  # the estimate was too good; what was done is recorded
     average.take()
+    learner.spec = spec
     return training
 
 
@@ -189,14 +191,17 @@ def meta_test(
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
     scores, not_finite = torch.empty(0, dtype=torch.float64), 0
     views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
+    of_size: dict[TaskSpec, Learner] = {}
     with torch.no_grad():  # adaptation turns gradients on for itself
         for n in _chunks(n_tasks):
             at(scores)
-            batch = sampler.draw(pool, learner.spec, n, draw).to(device)
+            spec = sized(learner.spec, draw)
+            one = of_size.setdefault(spec, learner.with_spec(spec))
+            batch = sampler.draw(pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = _predict(learner, executor, batch, views)
+            predictions = _predict(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
-            outcome = Outcome(learner.spec, predictions, batch.query_y, seconds, parameters)
+            outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters)
             new = objective.score(outcome).double().cpu()
             bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & new.isfinite())
             not_finite += int(bad.sum())
@@ -227,10 +232,14 @@ def _chunks(n_tasks: int) -> Iterator[int]:
         yield min(TASKS_A_CALL, n_tasks - start)
 
 
-def _batch(learner: Learner, sampler: TaskSampler, n_tasks: int, draw: Generator) -> TaskBatch | Examples:
+def _batch(
+    learner: Learner, spec: TaskSpec, sampler: TaskSampler, n_tasks: int, draw: Generator
+) -> TaskBatch | Examples:
+    """Draw what an outer step is given, and size the learner for it."""
     if learner.trains_on == "examples":
         examples = sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
         return learner.augment.examples(examples, draw) if learner.augment.active else examples
+    learner.spec = sized(spec, draw)
     batch = sampler.draw("train", learner.spec, n_tasks, draw)
     return learner.augment.batch(batch, draw) if learner.augment.active else batch
 
@@ -286,14 +295,14 @@ def _affordable(
     device: torch.device,
 ) -> int:
     """Return how many tasks so many seconds are good for, by timing a few steps on a copy of the learner."""
-    trial, draw = copy.deepcopy(learner), seeds.generator(seed, "probe")
+    trial, draw, spec = copy.deepcopy(learner), seeds.generator(seed, "probe"), learner.spec
     update = _updater(trial, outer.build(list(trainable(trial).values())), outer, Average(trial, outer.averaging))
     trial.train()
     seconds: list[float] = []
     started = time.process_time()
     while len(seconds) < 3 or (time.process_time() - started < 0.05 * cpu_seconds and len(seconds) < 50):
         before = time.process_time()
-        trial.outer_step(_batch(trial, sampler, outer.tasks_per_step, draw).to(device), executor, update)
+        trial.outer_step(_batch(trial, spec, sampler, outer.tasks_per_step, draw).to(device), executor, update)
         seconds.append(time.process_time() - before)
     left = cpu_seconds - (time.process_time() - started)
     return max(1, int(left / median(seconds))) * outer.tasks_per_step

@@ -506,6 +506,37 @@ def test_scores_are_those_of_the_learner_called_on_the_pools_tasks_one_by_one(ex
     assert scores_of(learner, 20, pool="validation", executor=executor).per_task.tolist() != expected
 
 
+class Noting(Clouds):
+    """Notes the sizes of what is drawn from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[TaskSpec] = []
+
+    def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+        self.drawn.append(spec)
+        return super().draw(pool, spec, n_tasks, generator)
+
+
+@every_executor
+def test_each_batch_has_a_number_of_shots_of_the_range_in_both_loops(executor: Executor) -> None:
+    spec = replace(CLOUDS.spec(n_shot=3), least_shot=1)
+    learner, again = (protonet().with_spec(spec) for _ in range(2))
+    trained, tested, tested_again = Noting(), Noting(), Noting()
+    train(learner, Budget(tasks=120), sampler=trained, executor=executor)
+    assert learner.spec == spec, "the learner is given back as it came"
+    scores = scores_of(learner, 16 * 30, sampler=tested, executor=executor)
+    for drawn in (trained.drawn, tested.drawn):
+        assert len(drawn) == 30
+        assert all(one == replace(spec, n_shot=one.n_shot, least_shot=0) for one in drawn)
+        counts = [sum(one.n_shot == shots for one in drawn) for shots in (1, 2, 3)]
+        assert min(counts) >= 3, counts
+    more = scores.per_task[torch.tensor([one.n_shot == 3 for one in tested.drawn]).repeat_interleave(16)].mean()
+    assert more > scores.mean, "with more shots it scores better"
+    scores_of(again, 16 * 30, sampler=tested_again, executor=executor)
+    assert tested_again.drawn == tested.drawn, "any learner is scored with the same shots"
+
+
 def test_tasks_of_another_size_are_drawn_for_a_learner_with_another_spec() -> None:
     notes = Notes()
     scores_of(protonet().with_spec(CLOUDS.spec(7, 2, 3)), 2, notes)

@@ -61,19 +61,21 @@ class Tasks:
     sampler: str
     config: Any
     n_way: int
-    n_shot: int
+    n_shot: int | tuple[int, int]
+    """Support examples a class: a number, or the least and the most, of which each batch draws one."""
     n_query: int
     within: float
     train_way: int
-    train_shot: int
+    train_shot: int | tuple[int, int]
     train_query: int
     train_within: float
 
     def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
         """Return the sizes of the tasks that learners are scored on, and of those that they are trained on."""
-        spec = sampler.spec(self.n_way, self.n_shot, self.n_query)
-        train_spec = sampler.spec(self.train_way, self.train_shot, self.train_query)
-        return replace(spec, within=self.within), replace(train_spec, within=self.train_within)
+        return (
+            _sizes(sampler, self.n_way, self.n_shot, self.n_query, self.within),
+            _sizes(sampler, self.train_way, self.train_shot, self.train_query, self.train_within),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Study:
         }
         return {
             "name": self.name,
-            "tasks": {key: getattr(self.tasks, key) for key in TASK_KEYS} | sampler_config,
+            "tasks": {
+                key: list(value) if isinstance(value := getattr(self.tasks, key), tuple) else value for key in TASK_KEYS
+            }
+            | sampler_config,
             "learners": {
                 name: _written(section, self.space.learner_classes[name].Config)
                 for name, section in self.space.learners.items()
@@ -399,7 +404,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         ways, n_way = _one_of(1), tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
     else:
         ways, n_way = _whole(2), tasks.get("n_way", _whole(2))
-    n_shot, n_query = tasks.get("n_shot", _whole(1)), tasks.get("n_query", _whole(1), 15)
+    n_shot, n_query = tasks.get("n_shot", _shots), tasks.get("n_query", _whole(1), 15)
     within = tasks.get("within", _share, 0.0)
     train_within = tasks.get("train_within", _share, within)
     if not cls.has_groups and (key := "within" if within else "train_within" if train_within else None):
@@ -416,7 +421,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         n_query=n_query,
         within=within,
         train_way=tasks.get("train_way", ways, n_way),
-        train_shot=tasks.get("train_shot", _whole(1), n_shot),
+        train_shot=tasks.get("train_shot", _shots, n_shot),
         train_query=tasks.get("train_query", _whole(1), n_query),
         train_within=train_within,
     )
@@ -555,6 +560,20 @@ def _whole(low: int) -> Callable[[object], int]:
         return int(value)
 
     return check
+
+
+def _shots(value: object) -> int | tuple[int, int]:
+    if not isinstance(value, list):
+        return _whole(1)(value)
+    least, most = map(_whole(1), value) if len(value) == 2 else (0, 0)
+    if not 0 < least < most:
+        raise ValueError(f"{value!r} is not the least and the most shots, such as [1, 5]; write two whole numbers")
+    return least, most
+
+
+def _sizes(sampler: TaskSampler, n_way: int, shots: int | tuple[int, int], n_query: int, within: float) -> TaskSpec:
+    least_shot, n_shot = shots if isinstance(shots, tuple) else (0, shots)
+    return replace(sampler.spec(n_way, n_shot, n_query), least_shot=least_shot, within=within)
 
 
 def _share(value: object) -> float:

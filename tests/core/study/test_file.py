@@ -101,16 +101,17 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
         return st.integers(low, 10**6)
 
     kind = draw(st.sampled_from(["classification", "regression"]))
-    sizes = {"n_query": at_least(1), "train_shot": at_least(1), "train_query": at_least(1)}
+    shots = at_least(1) | st.lists(at_least(1), min_size=2, max_size=2, unique=True).map(sorted)
+    sizes = {"n_query": at_least(1), "train_shot": shots, "train_query": at_least(1)}
     if kind == "classification":
         tasks = st.fixed_dictionaries(
-            {"sampler": st.just("glyphs"), "n_way": at_least(2), "n_shot": at_least(1)},
+            {"sampler": st.just("glyphs"), "n_way": at_least(2), "n_shot": shots},
             optional=sizes | {"size": at_least(8), "variation": st.floats(0, 2) | st.integers(0, 2)},
         )
     else:
         bounds = st.lists(st.floats(-5, 5), min_size=2, max_size=2).map(sorted)
         tasks = st.fixed_dictionaries(
-            {"sampler": st.just("sinusoid"), "n_shot": at_least(1)},
+            {"sampler": st.just("sinusoid"), "n_shot": shots},
             optional=sizes | {"n_way": st.just(1), "amplitude": bounds, "noise": st.floats(0, 1)},
         )
     able = {
@@ -207,6 +208,19 @@ def test_train_tasks_keep_within_groups_as_test_tasks_do_unless_they_say_otherwi
 def test_a_whole_number_may_be_written_with_an_exponent() -> None:
     assert resolved(STUDY, "budget.tasks=4e3").budget == resolved(STUDY, "budget.tasks=4000").budget
     assert type(resolved(STUDY, "trials=1e2").trials) is int
+
+
+def test_a_range_of_shots_is_kept_for_train_tasks_unless_they_say_otherwise() -> None:
+    sampler = REGISTRY.task_sampler("glyphs")(REGISTRY.task_sampler("glyphs").Config())
+
+    def ranges(tasks: str) -> list[tuple[int, int]]:
+        study = resolved(f"{{tasks: {{sampler: glyphs, n_way: 5, {tasks}}}, learners: pixels}}")
+        return [(spec.least_shot, spec.n_shot) for spec in study.tasks.specs(sampler)]
+
+    assert ranges("n_shot: 2") == [(0, 2), (0, 2)]
+    assert ranges("n_shot: [1, 5]") == [(1, 5), (1, 5)]
+    assert ranges("n_shot: 1, train_shot: [1, 5]") == [(0, 1), (1, 5)]
+    assert ranges("n_shot: [1, 5], train_shot: 3") == [(1, 5), (0, 3)]
 
 
 def test_learners_may_be_one_name_a_list_or_a_mapping() -> None:
@@ -357,6 +371,11 @@ BAD = {
     # tasks
     "tasks.n_way=1": "tasks.n_way: 1 is not a whole number of 2 or more",
     "tasks.n_shot=0": "tasks.n_shot: 0 is not a whole number of 1 or more",
+    "tasks.n_shot=[5, 1]": (
+        "tasks.n_shot: [5, 1] is not the least and the most shots, such as [1, 5]; write two whole numbers"
+    ),
+    "tasks.train_shot=[1]": "tasks.train_shot: [1] is not the least and the most shots, such as [1, 5]",
+    "tasks.train_shot=[0, 5]": "tasks.train_shot: 0 is not a whole number of 1 or more",
     "tasks.n_shot=true": "tasks.n_shot: True is not a whole number of 1 or more",
     "tasks.n_query=1.5": "tasks.n_query: 1.5 is not a whole number of 1 or more",
     "tasks.train_way=1": "tasks.train_way: 1 is not a whole number of 2 or more",

@@ -377,6 +377,16 @@ def test_train_tasks_may_have_other_sizes_than_those_that_score(registry: plugin
     assert sizes == {("train", 6, 3, 2), ("validation", 3, 2, 4)}
 
 
+def test_trials_run_with_a_range_of_shots(registry: plugins.Registry) -> None:
+    tasks = STUDY["tasks"] | {"n_shot": [1, 4], "train_shot": [2, 3]}  # type: ignore[operator]
+    bench = bench_of(registry, tasks=tasks)
+    bench.check()
+    for learner in ("moody", "protonet", "maml"):
+        assert bench.run(job_of(bench, learner, n_tasks=200)).result.state == "complete"
+    shots = {pool: {spec.n_shot for drawn_from, spec, *_ in drawn() if drawn_from == pool} for pool, *_ in drawn()}
+    assert shots == {"train": {2, 3}, "validation": {1, 2, 3, 4}}
+
+
 def test_tasks_keep_within_groups_as_the_study_says(registry: plugins.Registry, tmp_path: Path) -> None:
     y = np.arange(60) % 12
     x = np.random.default_rng(0).random((60, 3)) + y[:, None] // 4 * 10  # the group is in the numbers
