@@ -149,20 +149,21 @@ def plot(found: Mapping[str, Any]) -> str:
     parts.append(f'<text x="{middle}" y="{top + height + 38}" text-anchor="middle">gradient steps</text>')
     parts.append(f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">'
                  "mean squared error</text>")  # fmt: skip
-    ends: list[float] = []
+    ends: list[tuple[float, float, str, str]] = []
     for (name, errors), colour in zip(found.items(), COLOURS, strict=True):
         points = [(int(steps), error["mean"]) for steps, error in errors.items()]
         shown = [place(*point) for point in points if point[1] is not None and point[1] <= high]
         if len(points) == 1:  # it takes no steps
             shown.append((left + width, shown[0][1]))
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
-        dash = ' stroke-dasharray="5 4"' if len(points) == 1 else ""
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        end = shown[-1][1]
-        while any(abs(end - other) < 14 for other in ends):  # labels do not overlap
-            end += 2
-        ends.append(end)
-        parts.append(f'<text x="{left + width + 8}" y="{end + 4:.1f}" fill="{colour}">{name}</text>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        x, y = shown[-1]
+        ends.append((y, x, name, colour))
+    lowest = 0.0
+    for y, x, name, colour in sorted(ends):
+        at = max(y, lowest + 15) if x == left + width else y  # names beside the plot do not overlap
+        lowest = at if x == left + width else lowest
+        parts.append(f'<text x="{x + 8:.1f}" y="{at + 4:.1f}" fill="{colour}">{name}</text>')
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 110} {top + height + 50}" '

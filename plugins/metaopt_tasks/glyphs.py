@@ -64,7 +64,7 @@ class Glyphs(TaskSampler):
             if numbers > MOST:
                 raise UserError(
                     f"tasks.{pool}_classes is {getattr(config, f'{pool}_classes')}: with {config.examples} examples of "
-                    f"{config.size} × {config.size} pixels each that is {numbers:,} pixels; keep one pool below {MOST:,}"
+                    f"{config.size} × {config.size} pixels each that is {numbers:,} pixels; keep a pool below {MOST:,}"
                 )
         if not 0 <= config.variation <= 2:
             raise UserError(f"tasks.variation is {config.variation}; set it between 0 (print) and 2 (hardly legible)")

@@ -186,7 +186,7 @@ def test_check_refuses_what_the_pool_cannot_give_and_accepts_what_it_can() -> No
     [
         ("size", 7, "8 or more"),
         ("train_classes", 1, "2 or more"),
-        ("train_classes", 10**12, "keep one pool below 4,000,000,000"),
+        ("train_classes", 10**12, "keep a pool below 4,000,000,000"),
         ("validation_classes", 0, "2 or more"),
         ("test_classes", -3, "2 or more"),
         ("examples", 1, "2 or more"),
