@@ -89,17 +89,9 @@ def run(
             finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, folder)
             if finalists and not stopped():
                 watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
-                done = _report(bench, finalists[0], crew)
-                if done.result.state == "complete":
-                    report = _mean(bench, [done])
-                elif done.result.reason != INTERRUPTED:
-                    fallen.append(replace(done.result, reason=f"as the winner: {done.result.reason}"))
+                report = _report(bench, finalists[0], crew, folder, fallen)
         finally:
             crew.close()
-        if report:
-            write_scores(folder / REPORT_SCORES, report.per_task.tolist())
-            tested.begin(folder)
-            tested.note(folder, "report", trial=finalists[0].search.number, tasks=len(report.per_task))
         seconds = spent + time.monotonic() - started
         status = "finished" if report else "interrupted" if stopped() else "failed"
         finalists = finalists if report else []
@@ -235,12 +227,20 @@ def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
     return Scores(per_task, not_finite, bench.objective.contributions(per_task))
 
 
-def _report(bench: Bench, winner: Finalist, crew: Crew) -> Done:
-    """Score the winner on test tasks."""
-    kept, budget = winner.repeats[0].result, Budget(tasks=1)  # of which nothing is used
-    n_tasks = bench.study.evaluation.report_tasks
-    crew.start(Job(kept.number, kept.params, kept.seed, budget, "test", "report", n_tasks, weights=winner.weights))
+def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: list[TrialResult]) -> Scores | None:
+    """Score the winner on test tasks and record it; None where that was interrupted or failed, which joins `fallen`."""
+    kept, n_tasks = winner.repeats[0].result, bench.study.evaluation.report_tasks
+    unused = Budget(tasks=1)
+    crew.start(Job(kept.number, kept.params, kept.seed, unused, "test", "report", n_tasks, weights=winner.weights))
+    done: list[Done] = []
     while crew.busy:
-        for done in crew.wait():
-            return done
-    raise AssertionError("a crew gives back every job that it was given")
+        done += crew.wait()
+    [scored] = done
+    if scored.result.state != "complete":
+        if scored.result.reason != INTERRUPTED:
+            fallen.append(replace(scored.result, reason=f"as the winner: {scored.result.reason}"))
+        return None
+    write_scores(folder / REPORT_SCORES, scored.per_task)
+    tested.begin(folder)
+    tested.note(folder, "report", trial=kept.number, tasks=n_tasks)
+    return _mean(bench, done)
