@@ -207,7 +207,7 @@ class ClassPool:
 
     def _read(self, rows: Tensor) -> Tensor:
         # Many times faster than self.sources[rows], which copies pixel by pixel.
-        examples = self.sources.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        examples = self.sources.index_select(0, rows.flatten()).view(*rows.shape, *self.sources.shape[1:])
         return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
 
 
