@@ -45,6 +45,8 @@ def evaluate(learner: Learner, bench: Bench, registry: Registry, name: str) -> d
     low, high = wilson(wrong, n)
     return {
         "on": name,
+        "of": cls.name,
+        "trained_on": tasks.sampler,
         "error": wrong / n,
         "low": low,
         "high": high,

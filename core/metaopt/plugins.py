@@ -370,6 +370,13 @@ LAWS = (
     Law(object, "Config.*", "None, true or false, a number, a text, or a tuple of these, given by `=`", _is_plain),
     Law(TaskSampler, "kind", "'classification' or 'regression'", lambda kind: kind in get_args(Kind)),
     Law(TaskSampler, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
+    Law(TaskSampler, "has_groups", "True or False", lambda has_groups: isinstance(has_groups, bool)),
+    Law(
+        TaskSampler,
+        "benchmarks",
+        "a tuple of names such as ('my-challenge',)",
+        lambda names: isinstance(names, tuple) and all(isinstance(name, str) for name in names),
+    ),
     Law(Learner, "kinds", KINDS_LAW, _are_kinds),
     Law(Learner, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(Learner, "trains_on", "'tasks', 'examples' or 'nothing'", lambda on: on in ("tasks", "examples", "nothing")),

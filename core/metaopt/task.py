@@ -235,7 +235,8 @@ class ClassPool:
         return draws.masked_fill(kept_within & (self.groups != group), -1.0)
 
     def _read(self, rows: Tensor) -> Tensor:
-        examples = self.sources[rows]
+        # Many times faster than self.sources[rows], which copies pixel by pixel.
+        examples = self.sources.index_select(0, rows.flatten()).view(*rows.shape, *self.sources.shape[1:])
         return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
 
 

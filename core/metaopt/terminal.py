@@ -247,6 +247,11 @@ def show_error(found: Mapping[str, Any]) -> None:
         f"{found['on']}: {found['wrong']} of {found['queries']} queries of {found['tasks']} {found['n_way']}-way "
         f"{found['n_shot']}-shot tasks{odd}, {kind}"
     )
+    if found["trained_on"] != found["of"]:
+        console().print(
+            f"it was trained on tasks of {found['trained_on']}, and these are as {found['of']} gives them: compare the "
+            "two by `metaopt tasks preview`, for ink may be dark in one and light in the other"
+        )
 
 
 def show_preview(found: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ def test_the_error_counts_every_query_of_every_task() -> None:
     found = evaluate(*model(), REGISTRY, "twenty-tasks")
     assert (found["wrong"], found["queries"], found["tasks"], found["error"]) == (2, 40, 20, 0.05)
     assert (found["low"], found["high"]) == wilson(2, 40)
+    assert (found["of"], found["trained_on"]) == ("fixed", "gaussian")
     assert (found["n_way"], found["n_shot"], found["not_finite"]) == (2, 1, 0)
 
 

@@ -300,6 +300,14 @@ BROKEN: dict[str, tuple[str, str]] = {
         sampler("kind = 'ranking'"),
         "Mine.kind is 'ranking'; it must be 'classification' or 'regression'",
     ),
+    "sampler_has_groups": (
+        sampler("kind = 'classification'; has_groups = 1"),
+        "Mine.has_groups is 1; it must be True or False",
+    ),
+    "sampler_benchmarks": (
+        sampler("kind = 'classification'; benchmarks = 'my-challenge'"),
+        "Mine.benchmarks is 'my-challenge'; it must be a tuple of names",
+    ),
     "sampler_kind_missing": (sampler(""), "Mine.kind is missing; it must be 'classification' or 'regression'"),
     "sampler_supports": (
         sampler("kind = 'classification'; supports = 'pictures'"),
