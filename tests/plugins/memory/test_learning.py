@@ -61,7 +61,7 @@ def accuracy(learner: Learner, sampler: Clouds) -> float:
 def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
     cls: type[Learner], config: dict[str, Any], outer: dict[str, Any], n_tasks: int
 ) -> None:
-    """All begin with a plateau of some hundred steps, where they answer at random; a low rate makes it long."""
+    """All begin with a plateau of some hundred steps, where they answer at random."""
     sampler = Clouds()
     spec = sampler.spec(2, 1, 5)
     torch.manual_seed(0)
