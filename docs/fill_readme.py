@@ -91,6 +91,7 @@ def source(path: str) -> str:
 SOURCES: dict[str, Callable[[str], str]] = {
     "leaderboard": leaderboard,
     "zoo": zoo,
+    "steps": steps,
     "command": command,
     "source": source,
 }

@@ -88,7 +88,7 @@ CONTESTANTS = {
         "test_steps",
         Outer(optimizer="sgd", sgd_lr=1.0, schedule="linear", tasks_per_step=25),
     ),
-    # A task costs it what a hundred cost MAML: an LSTM for each of 1,761 weights.
+    # A task costs it what eighty cost MAML: an LSTM for each of 1,761 weights.
     "lstm_meta": Contestant(LSTMMetaLearner, {"initial_lr": 0.01, "steps": 5}, "steps", tasks=10_000),
     "hyperhead": Contestant(HyperHead, {"width": 64}),
     "finetune": Contestant(FineTune, {"lr": 0.01}, "steps"),

@@ -28,7 +28,7 @@ class SNAIL(Learner):
     name = "snail"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     order_matters = True
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
+    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3}  # at 0.001 10,420 tasks of Omniglot did not end its plateau
     config: "Config"
 
     @dataclass(frozen=True)

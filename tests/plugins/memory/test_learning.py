@@ -51,15 +51,15 @@ def accuracy(learner: Learner, sampler: Clouds) -> float:
 
 
 @pytest.mark.parametrize(
-    ("cls", "config", "tasks_per_step", "n_tasks"),
+    ("cls", "config", "outer", "n_tasks"),
     [
-        (MANN, {"controller": 64, "slots": 16, "slot_size": 20}, 16, 5000),
-        (SNAIL, {"width": 16}, 4, 2500),
-        (MetaNet, {"width": 16}, 4, 600),
+        (MANN, {"controller": 64, "slots": 16, "slot_size": 20}, {}, 5000),
+        (SNAIL, {"width": 16}, {}, 2500),
+        (MetaNet, {"width": 16}, {"lr": 3e-3}, 600),
     ],
 )
 def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
-    cls: type[Learner], config: dict[str, Any], tasks_per_step: int, n_tasks: int
+    cls: type[Learner], config: dict[str, Any], outer: dict[str, Any], n_tasks: int
 ) -> None:
     """All begin with a plateau of some hundred steps, where they answer at random."""
     sampler = Clouds()
@@ -67,6 +67,6 @@ def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
     torch.manual_seed(0)
     learner = cls(spec, MLP((12,), MLP.Config(width=32)), cls.Config(**config))
     nearest, untrained = (accuracy(it, sampler) for it in (Pixels(spec, nn.Identity(), Pixels.Config()), learner))
-    outer = Outer(lr=3e-3, tasks_per_step=tasks_per_step)
-    meta_train(learner, sampler, outer, Budget(tasks=n_tasks), Traced(), seed=0, device=CPU)
+    own = {key.removeprefix("outer."): value for key, value in cls.defaults.items()}
+    meta_train(learner, sampler, Outer(**own | outer), Budget(tasks=n_tasks), Traced(), seed=0, device=CPU)
     assert accuracy(learner, sampler) > max(untrained, nearest) + 0.1
