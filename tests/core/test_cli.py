@@ -63,6 +63,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def timeless(board: Any) -> Any:
+    """Return a leaderboard without the times in it."""
+    if isinstance(board, list):
+        return [timeless(entry) for entry in board]
+    if not isinstance(board, dict):
+        return board
+    return {key: timeless(value) for key, value in board.items() if key not in {"seconds", "cpu_seconds"}}
+
+
 def metaopt(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     """Start a command in a process of its own."""
     command = [sys.executable, "-m", "metaopt", *arguments]
@@ -517,7 +526,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(run: Run, tmp_pa
     code, out, err = run("study", "run", *options)
     assert f"5 trials, {done[1]} of them done before; accuracy" in err
     assert code == 0
-    assert json.loads(out) | {"seconds": 0} == whole | {"seconds": 0}
+    assert timeless(json.loads(out)) == timeless(whole)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -55,7 +55,7 @@ def test_labelled_examples_come_with_the_descriptions_of_all_train_classes(tmp_p
 def test_a_task_may_ask_for_every_example_of_a_class(tmp_path: Path) -> None:
     tasks = sampler(tmp_path, arrays())
     tasks.check("test", tasks.spec(2, 1, EACH))
-    said = r"0 shots and 7 queries need 7 examples of every class, and '6' .* has 6; set tasks.n_query to 6 or less"
+    said = r"n_shot 0 and n_query 7 need 7 examples of every class, and '6' .* has 6; set tasks.n_query to 6 or less"
     with pytest.raises(UserError, match=said):
         tasks.check("test", tasks.spec(2, 1, EACH + 1))
 
