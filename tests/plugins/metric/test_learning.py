@@ -48,7 +48,10 @@ def accuracy(learner: Learner, glyphs: Glyphs) -> float:
     ).mean
 
 
-@pytest.mark.parametrize("cls", register_learners(), ids=lambda cls: cls.name)
+OF_EXAMPLES = [cls for cls in register_learners() if cls.supports == "examples"]  # the others: test_attributes.py
+
+
+@pytest.mark.parametrize("cls", OF_EXAMPLES, ids=lambda cls: cls.name)
 def test_it_learns_to_read(cls: type[Learner], glyphs: Glyphs) -> None:
     n_tasks, lr = SLOW.get(cls.name, (N_TRAIN, cls.defaults["outer.lr"]))
     learner = build(cls, glyphs)
