@@ -1,8 +1,9 @@
 """Sinusoids from five points: the error after 0, 1, 5 and 10 gradient steps, in a table and a plot: `make sinusoids`.
 
 The setting is that of MAML's paper (Finn et al., 2017, section 5.1): networks 40-40, meta-trained with ten support
-points. All see as many tasks. Rates and steps are as the papers have them, or else the best of a few by the error on
-validation tasks. Writes docs/results/sinusoid-steps.json and .svg; the table in the README is made from the former.
+points. All see as many tasks, but the LSTM meta-learner, which is slow. Rates and steps are as the papers
+have them where they say, and were not searched; Reptile's rate was halved after it diverged on validation tasks.
+Writes docs/results/sinusoid-steps.json and .svg; the table in the README is made from the former.
 """
 
 import math
