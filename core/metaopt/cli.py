@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 nothing came of it, 2 a user's mistake, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        _leave_out(options.plugin)
         command: Callable[[argparse.Namespace], int] = options.command
         code = command(options)
         sys.stdout.flush()
@@ -41,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="metaopt", description="Search few-shot learning algorithms and their hyperparameters together."
     )
     parser.add_argument("--version", action="version", version=f"metaopt {__version__}")
+    parser.add_argument(
+        "--plugin", type=_no_plugin, action="append", default=[], metavar="no:NAME", help="leave a plugin out"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     _study_arguments(_group(commands, "study", "run a study, show what it found"))
@@ -146,6 +150,20 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+
+
+def _no_plugin(text: str) -> str:
+    if not text.startswith("no:") or not text.removeprefix("no:"):
+        raise argparse.ArgumentTypeError(f"{text!r} leaves nothing out; write no: and a plugin's name, as no:nearest")
+    return text.removeprefix("no:")
+
+
+def _leave_out(names: Sequence[str]) -> None:
+    """Leave plugins out, here and in every process that this one starts."""
+    if names:
+        from metaopt.plugins import LEAVE_OUT
+
+        os.environ[LEAVE_OUT] = ",".join(filter(None, [os.environ.get(LEAVE_OUT), *names]))
 
 
 def _count(text: str) -> int:

@@ -611,3 +611,20 @@ def test_compare_prints_each_score_and_the_differences_and_records_that_the_test
 def test_compare_needs_two_models(run: Run, finished: Path) -> None:
     code, _, err = run("compare", str(finished))
     assert (code, err) == (2, "metaopt: compare needs two models or more; give two folders, such as runs/a runs/b\n")
+
+
+# Leaving plugins out
+
+
+def test_a_plugin_is_left_out_by_an_option_beside_those_that_the_environment_leaves_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_DISABLE_PLUGINS", "memory")
+    code, out, _ = run("--plugin", "no:metric", "--plugin", "no:hyper", "plugin", "list", "--json")
+    listed = {plugin["name"] for plugin in json.loads(out)["plugins"]}
+    assert code == 0
+    assert "gradient" in listed
+    assert not {"memory", "metric", "hyper"} & listed
+    code, _, err = run("--plugin", "metric", "plugin", "list")
+    assert code == 2
+    assert "'metric' leaves nothing out; write no: and a plugin's name, as no:nearest" in err
