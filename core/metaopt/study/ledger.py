@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class Ledger:
         """Every finished trial."""
         self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
         """The number and the scores of the best trial when it was last asked for."""
+        self.estimates: dict[int, float] = {}
+        """Of trials that are stopped in their evaluation, what all tasks would have given."""
         self._take_up()
 
     def ask(self, deadline: float = math.inf) -> Job:
@@ -114,8 +116,10 @@ class Ledger:
         if not np.isfinite(values).all():
             return False  # its end will say why
         if progress < 1.0:
-            self._note(number, progress, float(values.mean()))
-            return bool(self.running[number].should_prune())
+            trial, step = self.running[number], round(100 * progress)
+            if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:  # of an earlier attempt
+                trial.report(float(values.mean()), step)
+            return bool(trial.should_prune())
         best = self._best()
         if best is None:
             return False
@@ -124,14 +128,8 @@ class Ledger:
         if not is_beaten(values, theirs, self.bench.study.evaluation.tasks, maximize=maximize):
             return False
         # Tasks differ more than trials do: what the best made of the others corrects for which tasks were seen.
-        estimate = self._contributions(best).mean() + (values - theirs).mean()
-        self._note(number, progress, float(estimate))
+        self.estimates[number] = float(self._contributions(best).mean() + (values - theirs).mean())
         return True
-
-    def _note(self, number: int, progress: float, value: float) -> None:
-        reported = self.optuna.get_trials(deepcopy=False)[number].intermediate_values  # by an earlier attempt too
-        if (step := round(100 * progress)) not in reported:
-            self.running[number].report(value, step)
 
     def _best(self) -> NDArray[np.float64] | None:
         """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
@@ -148,7 +146,9 @@ class Ledger:
 
     def tell(self, done: Done) -> bool:
         """Store a finished trial; return False where it was lost and waits to be run again."""
-        result, trial = done.result, self.running.pop(done.result.number)
+        trial = self.running.pop(done.result.number)
+        estimate = self.estimates.pop(done.result.number, None)
+        result = replace(done.result, estimate=estimate if done.result.state == "pruned" else None)
         attempts = trial.user_attrs["attempts"]
         if result.reason == INTERRUPTED:
             trial.set_user_attr("attempts", attempts - 1)  # that is no fault of the trial's
@@ -180,6 +180,9 @@ class Ledger:
         match result.state:
             case "complete":
                 self.optuna.tell(result.number, result.mean)
+            case "pruned" if result.estimate is not None:
+                # Told as pruned, the sampler would take it for worse than every complete trial, however bad those are.
+                self.optuna.tell(result.number, result.estimate)
             case "pruned":
                 self.optuna.tell(result.number, state=TrialState.PRUNED)
             case "failed":

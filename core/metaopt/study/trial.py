@@ -49,6 +49,8 @@ class TrialResult:
     mean: float | None = None
     ci95: float | None = None
     median: float | None = None
+    estimate: float | None = None
+    """Where it was stopped in its evaluation: what all tasks would have given, which is what the sampler is told."""
     tasks: int = 0
     """Tasks it was scored on."""
     not_finite: int = 0
