@@ -59,13 +59,6 @@ class Glyphs(TaskSampler):
         for key, low in least.items():
             if (value := getattr(config, key)) < low:
                 raise UserError(f"tasks.{key} is {value}; glyphs need {low} at least, so set it to {low} or more")
-        for pool in POOLS:
-            numbers = getattr(config, f"{pool}_classes") * config.examples * config.size**2
-            if numbers > MOST:
-                raise UserError(
-                    f"tasks.{pool}_classes is {getattr(config, f'{pool}_classes')}: with {config.examples} examples of "
-                    f"{config.size} × {config.size} pixels each that is {numbers:,} pixels; keep a pool below {MOST:,}"
-                )
         if not 0 <= config.variation <= 2:
             raise UserError(f"tasks.variation is {config.variation}; set it between 0 (print) and 2 (hardly legible)")
         super().__init__(config)
@@ -76,7 +69,13 @@ class Glyphs(TaskSampler):
         return TaskSpec(self.kind, shape, n_way, n_shot, n_query, n_train_classes=self.config.train_classes)
 
     def check(self, pool: Pool, spec: TaskSpec) -> None:
-        check_sizes(pool, [len(rows) for rows in self._members(pool)], spec)  # known before anything is drawn
+        n_classes, each = getattr(self.config, f"{pool}_classes"), self.config.examples
+        if (pixels := n_classes * each * self.config.size**2) > MOST:
+            raise UserError(
+                f"tasks.{pool}_classes is {n_classes}: with {each} examples of {self.config.size} × {self.config.size} "
+                f"pixels each that is {pixels:,} pixels; keep a pool below {MOST:,}"
+            )
+        check_sizes(pool, [each] * n_classes, spec)  # known before anything is drawn
 
     def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
         return self._pool(pool).draw(spec, n_tasks, generator)

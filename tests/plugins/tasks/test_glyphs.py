@@ -186,7 +186,6 @@ def test_check_refuses_what_the_pool_cannot_give_and_accepts_what_it_can() -> No
     [
         ("size", 7, "8 or more"),
         ("train_classes", 1, "2 or more"),
-        ("train_classes", 10**12, "keep a pool below 4,000,000,000"),
         ("validation_classes", 0, "2 or more"),
         ("test_classes", -3, "2 or more"),
         ("examples", 1, "2 or more"),
@@ -197,6 +196,12 @@ def test_check_refuses_what_the_pool_cannot_give_and_accepts_what_it_can() -> No
 def test_a_setting_without_sense_is_refused_with_key_value_and_law(key: str, value: float, law: str) -> None:
     with pytest.raises(UserError, match=rf"tasks\.{key} is {value}.*{law}"):
         sampler(**{key: value})
+
+
+def test_a_pool_beyond_memory_is_refused_before_it_is_drawn() -> None:
+    source = sampler(train_classes=10**12)
+    with pytest.raises(UserError, match=r"tasks\.train_classes is 1000000000000: .* keep a pool below 4,000,000,000"):
+        source.check("train", source.spec(5, 1, 1))
 
 
 def test_the_smallest_settings_give_tasks() -> None:
