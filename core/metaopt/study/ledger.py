@@ -1,7 +1,7 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage
@@ -26,6 +26,8 @@ from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
+PROPOSALS = 20
+"""Of learners that TPE makes for a trial, where it proposes those of which nothing is searched."""
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
 SCORES = "scores"
@@ -59,7 +61,7 @@ class Ledger:
         kept: dict[str, Any] = {
             "storage": storage,
             "study_name": study.name,
-            "sampler": SeededTPE(study.seed),
+            "sampler": SeededTPE(study.seed, study.space.settled()),
             "pruner": MedianPruner(n_startup_trials=max(4, len(study.space.learners)), n_min_trials=2),
         }
         if study.name in names:
@@ -208,11 +210,12 @@ class Ledger:
 class SeededTPE(BaseSampler):
     """Optuna's TPE, its random numbers made from the study's seed, the trial's number and the parameter's name alone.
 
-    So a study that was interrupted, even while it chose, goes on as if it had not been.
+    So a study that was interrupted, even while it chose, goes on as if it had not been. Of `settled` learners, of which
+    nothing is searched, the default is all there is: they are not chosen again.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, settled: Collection[str] = ()) -> None:
+        self.seed, self.settled = seed, settled
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._of(trial).infer_relative_search_space(study, trial)
@@ -220,14 +223,32 @@ class SeededTPE(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
+        for attempt in range(PROPOSALS):
+            found = self._of(trial, *self._again(attempt)).sample_relative(study, trial, search_space)
+            if found.get("learner") not in self.settled:
+                return found
+        return found | {"learner": self._open(trial, search_space["learner"])}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+        for attempt in range(PROPOSALS):
+            sampler = self._of(trial, param_name, *self._again(attempt))
+            found = sampler.sample_independent(study, trial, param_name, param_distribution)
+            if param_name != "learner" or found not in self.settled:
+                return found
+        return self._open(trial, param_distribution)
 
-    def _of(self, trial: FrozenTrial, *names: str) -> TPESampler:
+    def _again(self, attempt: int) -> tuple[int, ...]:
+        return (attempt,) if attempt else ()
+
+    def _open(self, trial: FrozenTrial, learners: BaseDistribution) -> Any:
+        """Return any learner of which something is searched; where there is none, any at all."""
+        assert isinstance(learners, CategoricalDistribution)
+        choices = [learner for learner in learners.choices if learner not in self.settled] or learners.choices
+        return choices[seeds.derive(self.seed, "learner", trial.number) % len(choices)]
+
+    def _of(self, trial: FrozenTrial, *names: str | int) -> TPESampler:
         return TPESampler(seed=seeds.derive(self.seed, "sampler", trial.number, *names) % 2**32, n_startup_trials=10)
 
 

@@ -58,6 +58,12 @@ class Space:
         self._walk(ask)
         return asked
 
+    def settled(self) -> frozenset[str]:
+        """Return the learners of which nothing is searched: one trial tells all there is to know."""
+        return frozenset(
+            learner for learner in self.learners if self.searched(self.default(learner)).keys() <= {"learner"}
+        )
+
     def transductive(self, params: Params) -> bool:
         """Tell whether a pipeline lets the prediction for one query depend on the others."""
         learner, encoder = params["learner"], params.get("encoder")

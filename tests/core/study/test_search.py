@@ -673,6 +673,14 @@ def test_every_scoring_of_the_test_pool_is_recorded_the_same_one_once(lab: Any, 
     }
 
 
+def test_a_learner_with_nothing_to_search_is_tried_once_however_good_it_is(lab: Any, tmp_path: Path) -> None:
+    study(tmp_path / "a", trials=12, learners={"protonet": {"distance": "euclidean", "temperature": 1}, "toy": None},
+          outer={"lr": 0.001})  # fmt: skip
+    assert [result["learner"] for result in results(tmp_path / "a")].count("protonet") == 1
+    study(tmp_path / "b", trials=3, learners=["pixels"])
+    assert len(results(tmp_path / "b")) == 3, "where there is nothing else, what was asked for is done"
+
+
 # Folders and storages
 
 

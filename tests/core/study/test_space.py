@@ -215,3 +215,10 @@ def test_augmentation_is_part_of_a_pipeline_only_where_the_study_names_it() -> N
     seen = {params["augment.turn"] for params, _ in suggestions(named) if "augment.turn" in params}
     assert seen == {"none", "task", "class"}
     assert all(params.get("augment.shift", 0.1) == 0.1 for params, _ in suggestions(named))
+
+
+def test_a_learner_is_settled_where_nothing_of_it_or_around_it_is_searched() -> None:
+    assert space_of(ALL).settled() == {"pixels"}
+    protonet = "protonet: {distance: euclidean, temperature: 1}"
+    fixed = f"{{tasks: {{sampler: glyphs, n_way: 5, n_shot: 1}}, learners: {{{protonet}, maml: }}}}"
+    assert space_of(fixed).settled() == {"protonet"}
