@@ -41,7 +41,7 @@ def learned(draw: Generator) -> Optimizer:
     for _ in range(RUNS):
         values, point, state = quadratics(BATCH, draw), start(BATCH, draw), None
         for _ in range(STEPS[-1] // UNROLL):
-            points, state = optimize(optimizer, lambda theta, values=values: values(theta).sum(), point, UNROLL, state)  # type: ignore[misc]
+            points, state = optimize(optimizer, lambda theta, values=values: values(theta).sum(), point, UNROLL, state)  # type: ignore[misc]  # mypy does not infer lambdas
             adam.zero_grad()
             (torch.stack([values(each).sum() for each in points]).sum() / BATCH).backward()
             adam.step()

@@ -54,7 +54,7 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the same pictures, (n, channels, height, width)."""
-        laid_out: Tensor = _ToChannelsLast.apply(x)  # type: ignore[no-untyped-call]
+        laid_out: Tensor = _ToChannelsLast.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it so
         return laid_out
 
 

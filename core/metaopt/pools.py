@@ -217,7 +217,7 @@ def _ends(split: str, n_units: int, what: str) -> tuple[int, int, int]:
     train, validation, test = map(int, match.groups())
     ends = (train, train + validation, train + validation + test)
     if ends[2] == 100:
-        ends = tuple((n_units * end + 50) // 100 for end in ends)  # type: ignore[assignment]
+        ends = tuple((n_units * end + 50) // 100 for end in ends)  # type: ignore[assignment]  # three, which mypy loses
     if ends[2] > n_units:
         raise UserError(
             f"tasks.split is {split}, {ends[2]} {what}, and there are {n_units}; ask for fewer, or write percentages "

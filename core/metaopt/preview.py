@@ -70,7 +70,7 @@ def _describe(sampler: TaskSampler, pool: Pool, spec: TaskSpec) -> dict[str, Any
         if len(held):
             found |= {"smallest": int(held.sizes.min()), "largest": int(held.sizes.max())}
         if held.groups is not None:
-            found["groups"] = len(held.groups.unique())  # type: ignore[no-untyped-call]
+            found["groups"] = len(held.groups.unique())  # type: ignore[no-untyped-call]  # torch leaves it so
         named: Sequence[Class] = getattr(sampler, "classes", {}).get(pool, ())
         if named:
             found["smallest_class"] = min(named, key=lambda c: len(c.rows)).name

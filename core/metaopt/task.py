@@ -99,8 +99,8 @@ class Examples:
         return len(self.x)
 
     def to(self, device: torch.device) -> "Examples":
-        given = (self.x, self.y, self.descriptions)
-        return Examples(*(None if it is None else it.to(device, non_blocking=True) for it in given))  # type: ignore[arg-type]
+        descriptions = None if self.descriptions is None else self.descriptions.to(device, non_blocking=True)
+        return Examples(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True), descriptions)
 
 
 class TaskSampler:

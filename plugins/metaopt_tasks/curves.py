@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from metaopt.errors import UserError, unknown
 from metaopt.task import Pool, TaskBatch, TaskSampler, TaskSpec
-from metaopt_tasks.sinusoid import _is_interval
+from metaopt_tasks.sinusoid import check_distribution
 
 FAMILIES = ("sinusoid", "linear", "step")
 INTERVALS = ("x", "amplitude", "phase", "slope", "intercept", "edge", "level")
@@ -53,14 +53,7 @@ class Curves(TaskSampler):
         """Raises UserError where there is no such family, bounds are no interval, or the noise is negative."""
         if config.family not in (*FAMILIES, "mixed"):
             raise UserError(f"tasks.family: {unknown('family', config.family, (*FAMILIES, 'mixed'))}")
-        for key in INTERVALS:
-            if not _is_interval(bounds := getattr(config, key)):
-                given = list(bounds) if isinstance(bounds, tuple) else bounds
-                raise UserError(
-                    f"tasks.{key} is {given}; write two finite numbers, the lower first, such as [0.1, 5.0]"
-                )
-        if not 0 <= config.noise < math.inf:
-            raise UserError(f"tasks.noise is {config.noise}; set this standard deviation to 0 (no noise) or more")
+        check_distribution(config, INTERVALS)
         super().__init__(config)
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:

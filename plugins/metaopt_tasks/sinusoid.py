@@ -1,7 +1,9 @@
 """Sinusoid regression (Finn, Abbeel & Levine, 2017, "Model-Agnostic Meta-Learning", arXiv:1703.03400, section 5.1)."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -36,14 +38,7 @@ class Sinusoid(TaskSampler):
 
     def __init__(self, config: Config) -> None:
         """Raises UserError where bounds are not two finite numbers in order, or the noise is negative."""
-        for key in ("amplitude", "phase", "x"):
-            if not _is_interval(bounds := getattr(config, key)):
-                given = list(bounds) if isinstance(bounds, tuple) else bounds
-                raise UserError(
-                    f"tasks.{key} is {given}; write two finite numbers, the lower first, such as [0.1, 5.0]"
-                )
-        if not 0 <= config.noise < math.inf:
-            raise UserError(f"tasks.noise is {config.noise}; set this standard deviation to 0 (no noise) or more")
+        check_distribution(config, ("amplitude", "phase", "x"))
         super().__init__(config)
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
@@ -63,6 +58,16 @@ class Sinusoid(TaskSampler):
         y = amplitude * (x - phase).sin() + noise  # (n_tasks, n_shot + n_query, 1)
         k = spec.n_shot
         return TaskBatch(support_x=x[:, :k], support_y=y[:, :k], query_x=x[:, k:], query_y=y[:, k:])
+
+
+def check_distribution(config: Any, intervals: Iterable[str]) -> None:
+    """Raise UserError where fields of `config` that are intervals are none, or its `noise` is negative."""
+    for key in intervals:
+        if not _is_interval(bounds := getattr(config, key)):
+            given = list(bounds) if isinstance(bounds, tuple) else bounds
+            raise UserError(f"tasks.{key} is {given}; write two finite numbers, the lower first, such as [0.1, 5.0]")
+    if not 0 <= config.noise < math.inf:
+        raise UserError(f"tasks.noise is {config.noise}; set this standard deviation to 0 (no noise) or more")
 
 
 def _is_interval(bounds: object) -> bool:

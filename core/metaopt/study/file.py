@@ -312,7 +312,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML leaves it so
         problem = None
         if isinstance(event, yaml.AliasEvent):
             problem = "aliases (*name) are not read; write the value again"

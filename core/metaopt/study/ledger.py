@@ -243,9 +243,9 @@ class SeededTPE(BaseSampler):
         return (attempt,) if attempt else ()
 
     def _open(self, trial: FrozenTrial, learners: BaseDistribution) -> Any:
-        """Return any learner of which something is searched; where there is none, any at all."""
+        """Return any learner of which something is searched; there is one."""
         assert isinstance(learners, CategoricalDistribution)
-        choices = [learner for learner in learners.choices if learner not in self.settled] or learners.choices
+        choices = [learner for learner in learners.choices if learner not in self.settled]
         return choices[seeds.derive(self.seed, "learner", trial.number) % len(choices)]
 
     def _of(self, trial: FrozenTrial, *names: str | int) -> TPESampler:

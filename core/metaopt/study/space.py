@@ -59,10 +59,12 @@ class Space:
         return asked
 
     def settled(self) -> frozenset[str]:
-        """Return the learners of which nothing is searched: one trial tells all there is to know."""
-        return frozenset(
-            learner for learner in self.learners if self.searched(self.default(learner)).keys() <= {"learner"}
-        )
+        """Return the learners of which nothing is searched, so that one trial tells all there is to know.
+
+        Empty where that is so of every learner: then there is nothing else to try.
+        """
+        settled = {learner for learner in self.learners if self.searched(self.default(learner)).keys() <= {"learner"}}
+        return frozenset(settled if settled < self.learners.keys() else ())
 
     def transductive(self, params: Params) -> bool:
         """Tell whether a pipeline lets the prediction for one query depend on the others."""

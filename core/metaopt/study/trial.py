@@ -305,7 +305,7 @@ def _reopen(study: dict[str, Any], device: str) -> Bench:
 def _first_line(error: BaseException) -> str:
     try:
         return next(iter(str(error).splitlines()), "")
-    except Exception:
+    except Exception:  # a learner's own error class may fail to print
         return "(an error that cannot say why)"
 
 

@@ -269,7 +269,7 @@ def replayed_equals_the_loop(cls: type[Learner]) -> None:
         learner.progress, tasks = progress, setting.tasks(2, seed)
         try:
             got = run(traced, learner, tasks)
-        except Exception:
+        except Exception:  # of any kind: another check says which
             raise Skipped("vmap cannot run it, which batched_equals_the_loop tells") from None
         if not traced.replays:
             raise Skipped("it cannot be recorded, and goes on under vmap")

@@ -222,3 +222,5 @@ def test_a_learner_is_settled_where_nothing_of_it_or_around_it_is_searched() -> 
     protonet = "protonet: {distance: euclidean, temperature: 1}"
     fixed = f"{{tasks: {{sampler: glyphs, n_way: 5, n_shot: 1}}, learners: {{{protonet}, maml: }}}}"
     assert space_of(fixed).settled() == {"protonet"}
+    all_fixed = f"{{tasks: {{sampler: glyphs, n_way: 5, n_shot: 1}}, learners: {{{protonet}, pixels: }}}}"
+    assert space_of(all_fixed).settled() == set(), "there is nothing else to try"

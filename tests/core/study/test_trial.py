@@ -247,6 +247,10 @@ def test_a_regression_whose_predictions_are_not_finite_fails(registry: plugins.R
 def test_a_learner_that_cannot_be_built_does_not_keep_a_study_from_beginning(registry: plugins.Registry) -> None:
     bench = bench_of(registry, learners={"moody": {"mood": "cannot_be_built"}, "protonet": None})
     bench.check()
+    done = bench.run(job_of(bench, "moody"))
+    assert (done.result.state, bench.run(job_of(bench)).result.state) == ("failed", "complete")
+    assert done.result.reason
+    assert done.result.reason.endswith("no room")
 
 
 # Augmentation
