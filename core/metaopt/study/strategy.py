@@ -200,7 +200,7 @@ class Bandit(BaseSampler):
         def bound(learner: str) -> float:
             if not values[learner]:
                 return -math.inf if tries[learner] else math.inf  # it only failed so far, or was never tried
-            few = sorted(values[learner])[-math.ceil(math.sqrt(len(values[learner]))) :]
+            few = sorted(values[learner])[-math.isqrt(len(values[learner])) :]
             return float(np.mean(few)) + EXPLORATION * spread * math.sqrt(
                 math.log(sum(tries.values())) / tries[learner]
             )
