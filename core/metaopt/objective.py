@@ -34,6 +34,8 @@ class MetaObjective:
     """The score of a task whose predictions are not finite; None where there is no worst: then the trial fails."""
     judges_predictions: ClassVar[bool] = True
     """Whether it scores what was predicted; a cost, such as time, does not."""
+    order_matters: ClassVar[bool] = False
+    """Whether the order of the queries changes the score, as it may in a stream."""
 
     @dataclass(frozen=True)
     class Config:
@@ -41,6 +43,9 @@ class MetaObjective:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, spec: TaskSpec) -> None:
+        """Raise UserError, with what would work, where it cannot score tasks of this size."""
 
     def score(self, outcome: Outcome) -> Tensor:
         """Return one score a task, (n_tasks,)."""

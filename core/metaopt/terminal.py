@@ -273,9 +273,13 @@ def show_preview(found: Mapping[str, Any]) -> None:
     if task := found["task"]:
         within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
         shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
-        sizes = f"{task['n_way']}-way {shots}-shot, {task['n_query']} queries a class{within}"
+        each = ", each class its own" if task["unequal"] else ""
+        sizes = f"{task['n_way']}-way {shots}-shot{each}, {task['n_query']} queries a class{within}"
+        if task["stream"]:
+            sizes = f"a stream of {task['n_way']} classes, {shots} presentations of each{each}{within}"
         if found["kind"] == "regression":
             sizes = f"{shots} support and {task['n_query']} query examples"
+            sizes = f"a stream of {shots} examples" if task["stream"] else sizes
         out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
         for name, shape in task["shapes"].items():
             out.print(f"  {name:<10} {' × '.join(map(str, shape))}")

@@ -15,7 +15,7 @@ from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.objective import MetaObjective, Outcome
-from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, sized
+from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_tasks, sized
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
@@ -193,13 +193,14 @@ def meta_test(
     views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
     of_size: dict[TaskSpec, Learner] = {}
     with torch.no_grad():  # adaptation turns gradients on for itself
-        for n in _chunks(n_tasks):
+        # Tasks that share a draw of shots would not be independent, and their interval too narrow.
+        for n in _chunks(n_tasks, 1 if learner.spec.least_shot else TASKS_A_CALL):
             at(scores)
             spec = sized(learner.spec, draw)
             one = of_size.setdefault(spec, learner.with_spec(spec))
-            batch = sampler.draw(pool, one.spec, n, draw).to(device)
+            batch = draw_tasks(sampler, pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = _predict(one, executor, batch, views)
+            predictions = _averaged(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
             outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters)
             new = objective.score(outcome).double().cpu()
@@ -211,25 +212,31 @@ def meta_test(
     return Scores(scores, not_finite, objective.contributions(scores))
 
 
-def _predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
+def _averaged(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
-    predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
-    assert isinstance(predictions, Tensor)
+    predictions = predict(learner, executor, batch)
     copies = learner.augment.test_copies
     if copies == 1 or learner.spec.kind != "classification":
         return predictions
     total = predictions.softmax(-1)
     for _ in range(copies - 1):
-        view = learner.augment.copies(batch, views)
-        more = executor.map(learner, "forward", view.support_x, view.support_y, view.query_x)
-        assert isinstance(more, Tensor)
-        total = total + more.softmax(-1)
+        total = total + predict(learner, executor, learner.augment.copies(batch, views)).softmax(-1)
     return (total / copies).log()
 
 
-def _chunks(n_tasks: int) -> Iterator[int]:
-    for start in range(0, n_tasks, TASKS_A_CALL):
-        yield min(TASKS_A_CALL, n_tasks - start)
+def predict(learner: Learner, executor: Executor, batch: TaskBatch) -> Tensor:
+    """Return predictions (n_tasks, n_queries, n_outputs); of a stream, those along each sequence."""
+    if learner.spec.stream:
+        predictions = executor.map(learner, "stream", batch.support_x, batch.support_y)
+    else:
+        predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
+    assert isinstance(predictions, Tensor)
+    return predictions
+
+
+def _chunks(n_tasks: int, at_once: int) -> Iterator[int]:
+    for start in range(0, n_tasks, at_once):
+        yield min(at_once, n_tasks - start)
 
 
 def _batch(
@@ -240,7 +247,7 @@ def _batch(
         examples = sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
         return learner.augment.examples(examples, draw) if learner.augment.active else examples
     learner.spec = sized(spec, draw)
-    batch = sampler.draw("train", learner.spec, n_tasks, draw)
+    batch = draw_tasks(sampler, "train", learner.spec, n_tasks, draw)
     return learner.augment.batch(batch, draw) if learner.augment.active else batch
 
 

@@ -4,6 +4,7 @@ from metaopt.hookspecs import hookimpl
 from metaopt.objective import MetaObjective
 from metaopt_objectives.accuracy import Accuracy
 from metaopt_objectives.adaptation_time import AdaptationTime
+from metaopt_objectives.at_presentation import AtPresentation
 from metaopt_objectives.balanced_accuracy import BalancedAccuracy
 from metaopt_objectives.calibration import Calibration
 from metaopt_objectives.log_loss import LogLoss
@@ -19,6 +20,7 @@ def register_meta_objectives() -> list[type[MetaObjective]]:
     return [
         Accuracy,
         AdaptationTime,
+        AtPresentation,
         BalancedAccuracy,
         Calibration,
         LogLoss,

@@ -122,6 +122,7 @@ class Bench:
         pools: tuple[Pool, ...] = ("validation", "test")
         for pool in pools:
             self.sampler.check(pool, self.spec)
+        self.objective.check(self.spec)
         space = self.study.space
         for strengths in tune.extremes(space.augment):
             Augment(**strengths).check(self.spec.x_shape)
