@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metaopt.study.trial import Bench, Job, TrialResult
 
 WIDTH = 110
+PRESENTATIONS = (1, 2, 5, 10)  # those that Santoro et al. (2016) report
 """Columns where the output is no terminal."""
 
 
@@ -213,6 +214,10 @@ def show_scores(found: Mapping[str, Any]) -> None:
         f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
         f"{found['tasks']} fresh {found['pool']} tasks{odd}, {kind}"
     )
+    presented = [one for one in found.get("presentations", ()) if one["presentation"] in PRESENTATIONS]
+    if presented:
+        told = ", ".join(f"{one['presentation']}: {interval(one)}" for one in presented)
+        console().print(f"accuracy by how often a class has been shown, {told}")
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:

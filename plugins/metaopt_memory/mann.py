@@ -102,7 +102,7 @@ class MANN(Learner):
         For a whole sequence at once, as the gradient of one product is far cheaper than that of one at each step.
         """
         n_in = inputs.shape[1]
-        weight, recall = self.gates.weight.split([n_in, self.gates.in_features - n_in], 1)
+        weight, recall = torch.split(self.gates.weight, [n_in, self.gates.in_features - n_in], 1)
         return linear(inputs, weight, self.gates.bias), recall
 
     def _step(self, heard: Tensor, recall: Tensor, state: State) -> tuple[Tensor, State]:
