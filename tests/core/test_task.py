@@ -290,6 +290,19 @@ def test_groups_are_drawn_uniformly() -> None:
     assert chisquare([groups.count(0), groups.count(1)]).pvalue > 1e-3
 
 
+def test_within_a_group_classes_and_examples_are_uniform_in_any_order() -> None:
+    pool = grouped_pool()
+    batch = pool.draw(replace(spec_of(3, 1, 1), within=1.0), 6000, seeded(11))
+    for group, members in ((0, (0, 1, 2)), (1, (3, 4, 5, 6))):
+        support, query = batch.support_x[..., 0].long(), batch.query_x[..., 0].long()  # (n_tasks, 3) rows
+        of_group = torch.tensor(GROUPS)[support[:, 0] // 4] == group
+        first, second = (support[of_group, place] // 4 - members[0] for place in (0, 1))
+        n = len(members)
+        assert_uniform(ordered_pair(first, second, n), n * (n - 1))
+        for rows in (support[of_group], query[of_group]):
+            assert_uniform(rows[:, 0] - 4 * members[0], 4 * n)
+
+
 def test_a_share_of_tasks_is_kept_within_groups() -> None:
     mixed = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.0))
     half = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.5))
