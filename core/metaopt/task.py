@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -244,7 +245,11 @@ class ClassPool:
     def _read(self, rows: Tensor) -> Tensor:
         # Many times faster than self.sources[rows], which copies pixel by pixel.
         examples = self.sources.index_select(0, rows.flatten()).view(*rows.shape, *self.sources.shape[1:])
-        return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
+        if examples.dtype != torch.uint8:
+            return examples
+        # NumPy's large arrays stand on huge pages: thousands of page faults less a call, a fifth of its time.
+        made = torch.from_numpy(np.empty(examples.shape, np.float32))
+        return made.copy_(examples).div_(255)
 
 
 def draw_tasks(sampler: TaskSampler, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
