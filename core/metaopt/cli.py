@@ -328,7 +328,7 @@ def _tasks_preview(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from metaopt import benchmark, plugins, terminal
+    from metaopt import benchmark, plugins, stream, terminal
     from metaopt.study import model, tested
 
     registry = plugins.load()
@@ -356,6 +356,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         "tasks": len(scores.per_task),
         "not_finite": scores.not_finite,
     }
+    if presented := stream.by_presentation(learner, bench, "test", f"evaluate {options.seed}", options.tasks):
+        found["presentations"] = presented
     _print_json(found) if options.json else terminal.show_scores(found)
     return 0
 

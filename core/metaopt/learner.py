@@ -38,6 +38,8 @@ class Learner(nn.Module):
     """Whether its prediction for one query depends on the other queries; allowed where a study says so."""
     order_matters: ClassVar[bool] = False
     """Whether the order of the support set changes what it learns, as for a sequence or for mini-batches in turn."""
+    equal_shots: ClassVar[bool] = False
+    """Whether all classes of a task must have as many support examples."""
     any_way: ClassVar[bool] = False
     """Whether it can be meta-trained with one number of ways and used with another."""
     traceable: ClassVar[bool] = True
@@ -80,12 +82,34 @@ class Learner(nn.Module):
         """
         raise NotImplementedError(f"the learner {type(self).__name__} does not define `forward`")
 
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        """Predict each example of a sequence before its label is told: (n, n_outputs).
+
+        Prediction t rests on x[: t + 1] and y[:t]: from the second on it is what `forward` says of the query x[t] with
+        those before it as the support set. Learners that define this can learn the tasks of `tasks.stream`.
+
+        Args:
+            x: (n, *x_shape)
+            y: (n,) int64 labels 0 … n_way − 1, or (n, y_size) targets
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `stream`")
+
+    @classmethod
+    def streams(cls) -> bool:
+        """Tell whether it defines `stream`."""
+        return cls.stream is not Learner.stream
+
     def loss(self, predictions: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of predictions (n, n_outputs): cross entropy, or the squared error."""
         return cross_entropy(predictions, y) if self.spec.kind == "classification" else mse_loss(predictions, y)
 
     def task_loss(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-        """Return what meta-training minimises on one task: the query loss after learning from the support set."""
+        """Return what meta-training minimises on one task: the query loss after learning from the support set.
+
+        In a stream it is the loss of all predictions along the sequence.
+        """
+        if self.spec.stream:
+            return self.loss(self.stream(support_x, support_y), support_y)
         return self.loss(self(support_x, support_y, query_x), query_y)
 
     def outer_step(

@@ -43,6 +43,8 @@ class MetaObjective:
     """How many steps of adaptation it wants to see the curve of; None for none."""
     fits_temperature: bool = False
     """Whether it wants a temperature fitted on train tasks."""
+    order_matters: ClassVar[bool] = False
+    """Whether the order of the queries changes the score, as it may in a stream."""
 
     @dataclass(frozen=True)
     class Config:
@@ -50,6 +52,9 @@ class MetaObjective:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, spec: TaskSpec) -> None:
+        """Raise UserError, with what would work, where it cannot score tasks of this size."""
 
     def score(self, outcome: Outcome) -> Tensor:
         """Return one score a task, (n_tasks,)."""

@@ -381,6 +381,7 @@ LAWS = (
     Law(Learner, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(Learner, "trains_on", "'tasks', 'examples' or 'nothing'", lambda on: on in ("tasks", "examples", "nothing")),
     Law(Learner, "any_way", "True or False", lambda any_way: isinstance(any_way, bool)),
+    Law(Learner, "equal_shots", "True or False", lambda equal_shots: isinstance(equal_shots, bool)),
     Law(Learner, "defaults", "a mapping such as {'outer.lr': 0.01}", lambda defaults: isinstance(defaults, Mapping)),
     Law(MetaObjective, "direction", "'maximize' or 'minimize'", lambda given: given in ("maximize", "minimize")),
     Law(MetaObjective, "kinds", KINDS_LAW, _are_kinds),

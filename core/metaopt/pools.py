@@ -112,12 +112,14 @@ class ClassSampler(TaskSampler):
             few = sum(len(c.rows) < need for classes in self.classes.values() for c in classes)
             shots = need - spec.n_query
             remedies = [
+                f"set tasks.n_shot to {left} or less" if spec.stream and left > 1 else "",
                 f"set tasks.n_query to {left - shots} or less" if left > shots else "",
                 f"set tasks.min_examples to {need}, which leaves {few} of {total} classes out" if few < total else "",
                 "" if left > shots or few < total else f"give every class {need} examples",
             ]
+            asked = f"{need} presentations" if spec.stream else f"n_shot {shots} and n_query {spec.n_query}"
             raise UserError(
-                f"n_shot {shots} and n_query {spec.n_query} need {need} examples of every class, and "
+                f"{asked} need {need} examples of every class, and "
                 f"{smallest.name!r} of the {pool} pool has {left}; {', or '.join(filter(None, remedies))}"
             )
         self.pools[pool].check(pool, spec)

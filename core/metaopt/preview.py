@@ -16,7 +16,7 @@ from metaopt.errors import UserError
 from metaopt.files import whole
 from metaopt.pools import Class
 from metaopt.study.file import Study
-from metaopt.task import POOLS, ClassPool, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt.task import POOLS, ClassPool, Pool, TaskBatch, TaskSampler, TaskSpec, draw_tasks
 
 CELL = 64  # pixels: small pictures are enlarged to about this
 GAP = 4
@@ -45,7 +45,8 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     }
     if pools["train"]["refused"]:
         return found, None, train_spec
-    batch = sampler.draw("train", replace(train_spec, least_shot=0), 1, seeds.generator(study.seed, "preview"))
+    shown = train_spec if train_spec.unequal else replace(train_spec, least_shot=0)
+    batch = draw_tasks(sampler, "train", shown, 1, seeds.generator(study.seed, "preview"))
     names = ("support_x", "support_y", "query_x", "query_y")
     shapes = {name: list(tensor.shape[1:]) for name, tensor in zip(names, batch.tensors(), strict=True)}
     found["task"] = {
@@ -54,6 +55,8 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
         "least_shot": train_spec.least_shot or train_spec.n_shot,
         "n_query": train_spec.n_query,
         "within": train_spec.within,
+        "unequal": train_spec.unequal,
+        "stream": train_spec.stream,
         "shapes": shapes,
         "low": float(min(batch.support_x.min(), batch.query_x.min())),
         "high": float(max(batch.support_x.max(), batch.query_x.max())),
@@ -114,15 +117,16 @@ def _sheet(batch: TaskBatch, spec: TaskSpec) -> Image.Image:
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0  # pictures keep their brightness; other numbers are stretched over all grey levels
     sides = []
-    for x, y in ((support_x, support_y), (query_x, query_y)):
+    titles = ("stream",) if spec.stream else ("support", "query")
+    for _, x, y in zip(titles, (support_x, query_x), (support_y, query_y), strict=False):
         of_classes = [x[y == label][:SHOWN] for label in range(spec.n_way)]
         sides.append([[_cell(example, low, high) for example in examples] for examples in of_classes])
     height, width = sides[0][0][0].shape[:2]
-    columns = [len(side[0]) for side in sides]
+    columns = [max(map(len, side)) for side in sides]
     page = Image.new("RGB", (MARGIN + (sum(columns) + 1) * (width + GAP), (spec.n_way + 1) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(page)
     lefts = [MARGIN, MARGIN + columns[0] * (width + GAP) + width]
-    for left, title, side in zip(lefts, ("support", "query"), sides, strict=True):
+    for left, title, side in zip(lefts, titles, sides, strict=False):
         draw.text((left, height // 2), title, INK)
         for row, cells in enumerate(side, start=1):
             draw.text((GAP, row * (height + GAP) + height // 2), f"class {row - 1}", INK)

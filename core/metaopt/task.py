@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -27,7 +28,7 @@ class TaskSpec:
     n_shot: int
     """Support examples a class."""
     n_query: int
-    """Query examples a class."""
+    """Query examples a class; 0 in a stream, whose support examples are asked themselves."""
     y_size: int = 1
     """Numbers in a regression target."""
     n_train_classes: int = 0
@@ -35,7 +36,11 @@ class TaskSpec:
     description_shape: tuple[int, ...] = ()
     """Shape of the description of a class, where support sets hold those and no examples; empty where they do not."""
     least_shot: int = 0
-    """Above 0, each batch of tasks has a number of shots drawn from this one to `n_shot`; see `sized`."""
+    """Above 0, shots are drawn from this number to `n_shot`: one for each batch of tasks, see `sized`, or `unequal`."""
+    unequal: bool = False
+    """Whether each class of a task has a number of shots of its own, drawn from `least_shot` to `n_shot`."""
+    stream: bool = False
+    """Whether a task is a sequence of support examples, each predicted when it is shown and its label told after."""
     within: float = 0.0
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
 
@@ -61,8 +66,8 @@ class TaskSpec:
 
 
 def sized(spec: TaskSpec, generator: Generator) -> TaskSpec:
-    """Return the sizes of one batch: where the number of shots is a range, with one drawn uniformly from it."""
-    if not spec.least_shot:
+    """Return the sizes of one batch: where all of it has one number of shots from a range, with that one, uniform."""
+    if not spec.least_shot or spec.unequal:
         return spec
     n_shot = torch.randint(spec.least_shot, spec.n_shot + 1, (), generator=generator)
     return replace(spec, n_shot=int(n_shot), least_shot=0)
@@ -70,7 +75,10 @@ def sized(spec: TaskSpec, generator: Generator) -> TaskSpec:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Tasks of one size, stacked. In classification y holds the labels 0 … n_way − 1, drawn anew each task."""
+    """Tasks of one size, stacked. In classification y holds the labels 0 … n_way − 1, drawn anew each task.
+
+    Of a stream the support set is the sequence, in its order, and the query set the same examples.
+    """
 
     support_x: Tensor  # (n_tasks, n_support, *support_shape)
     support_y: Tensor  # (n_tasks, n_support) int64, or (n_tasks, n_support, y_size)
@@ -237,7 +245,49 @@ class ClassPool:
     def _read(self, rows: Tensor) -> Tensor:
         # Many times faster than self.sources[rows], which copies pixel by pixel.
         examples = self.sources.index_select(0, rows.flatten()).view(*rows.shape, *self.sources.shape[1:])
-        return examples.float().div_(255) if examples.dtype == torch.uint8 else examples
+        if examples.dtype != torch.uint8:
+            return examples
+        # NumPy's large arrays stand on huge pages: thousands of page faults less a call, a fifth of its time.
+        made = torch.from_numpy(np.empty(examples.shape, np.float32))
+        return made.copy_(examples).div_(255)
+
+
+def draw_tasks(sampler: TaskSampler, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+    """Return tasks of any sampler as `spec` says: streams and unequal shots are made here, of what the sampler draws.
+
+    Unequal shots are drawn uniformly, one number for each label, which all tasks of the batch share. The order of what
+    is left is uniform, as that of a stream is.
+    """
+    if not (spec.stream or spec.unequal):
+        return sampler.draw(pool, spec, n_tasks, generator)
+    plain = replace(spec, least_shot=0, unequal=False, stream=False)
+    if not spec.stream:
+        batch = sampler.draw(pool, plain, n_tasks, generator)
+        support_x, support_y = _kept(batch.support_x, batch.support_y, spec, generator)
+        return replace(batch, support_x=support_x, support_y=support_y)
+    batch = sampler.draw(pool, replace(plain, n_shot=spec.n_shot - 1, n_query=1), n_tasks, generator)
+    x = torch.cat([batch.support_x, batch.query_x], 1)
+    y = torch.cat([batch.support_y, batch.query_y], 1)
+    x, y = _kept(x, y, spec, generator)
+    return TaskBatch(x, y, x, y)
+
+
+def _kept(x: Tensor, y: Tensor, spec: TaskSpec, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the examples (n_tasks, n, …) in a new order, with unequal shots without those beyond their label's."""
+    n_tasks, n = y.shape[:2]
+    order = torch.rand(n_tasks, n, generator=generator)
+    if spec.unequal:
+        shots = torch.randint(spec.least_shot, spec.n_shot + 1, (spec.n_way,), generator=generator)
+        order = order.masked_fill(presentations(y) > shots[y], 2.0)  # behind all others, which are below 1
+        n = int(shots.sum())
+    rows = order.argsort(1)[:, :n] + y.shape[1] * torch.arange(n_tasks)[:, None]
+    kept = (part.flatten(0, 1).index_select(0, rows.flatten()).view(n_tasks, n, *part.shape[2:]) for part in (x, y))
+    return next(kept), next(kept)
+
+
+def presentations(y: Tensor) -> Tensor:
+    """Return how often each label of sequences (…, n) has been seen, itself included: 1 at a class's first example."""
+    return (y[..., :, None] == y[..., None, :]).tril().sum(-1)
 
 
 def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
@@ -250,6 +300,11 @@ def check_sizes(pool: Pool, sizes: Sequence[int], spec: TaskSpec) -> None:
             f"set tasks.n_way to {len(sizes)} or less, or give the pool more classes"
         )
     smallest, need = min(sizes), spec.n_drawn
+    if smallest < need and spec.stream:
+        raise UserError(
+            f"a stream of {need} presentations of each class needs {need} examples of it and the smallest class of the "
+            f"{pool} pool has {smallest}; set tasks.n_shot to {smallest} or less, or leave that class out"
+        )
     if smallest < need:
         left = smallest - (need - spec.n_query)
         remedy = (

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metaopt.study.trial import Bench, Job, TrialResult
 
 WIDTH = 110
+PRESENTATIONS = (1, 2, 5, 10)  # those that Santoro et al. (2016) report
 """Columns where the output is no terminal."""
 
 
@@ -237,6 +238,10 @@ def show_scores(found: Mapping[str, Any]) -> None:
         f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
         f"{found['tasks']} fresh {found['pool']} tasks{odd}, {kind}"
     )
+    presented = [one for one in found.get("presentations", ()) if one["presentation"] in PRESENTATIONS]
+    if presented:
+        told = ", ".join(f"{one['presentation']}: {interval(one)}" for one in presented)
+        console().print(f"accuracy by how often a class has been shown, {told}")
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
@@ -297,9 +302,13 @@ def show_preview(found: Mapping[str, Any]) -> None:
     if task := found["task"]:
         within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
         shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
-        sizes = f"{task['n_way']}-way {shots}-shot, {task['n_query']} queries a class{within}"
+        each = ", each class its own" if task["unequal"] else ""
+        sizes = f"{task['n_way']}-way {shots}-shot{each}, {task['n_query']} queries a class{within}"
+        if task["stream"]:
+            sizes = f"a stream of {task['n_way']} classes, {shots} presentations of each{each}{within}"
         if found["kind"] == "regression":
             sizes = f"{shots} support and {task['n_query']} query examples"
+            sizes = f"a stream of {shots} examples" if task["stream"] else sizes
         out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
         for name, shape in task["shapes"].items():
             out.print(f"  {name:<10} {' × '.join(map(str, shape))}")

@@ -16,7 +16,7 @@ from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.objective import MetaObjective, Outcome
-from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, sized
+from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_tasks, sized
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
@@ -205,13 +205,14 @@ def meta_test(
         temperature = _temperature(learner, sampler, executor, draw.initial_seed(), device)
     of_size: dict[TaskSpec, Learner] = {}
     with torch.no_grad():  # adaptation turns gradients on for itself
-        for n in _chunks(n_tasks):
+        # Tasks that share a draw of shots would not be independent, and their interval too narrow.
+        for n in _chunks(n_tasks, 1 if learner.spec.least_shot else TASKS_A_CALL):
             at(tables[0])
             spec = sized(learner.spec, draw)
             one = of_size.setdefault(spec, learner.with_spec(spec))
-            batch = sampler.draw(pool, one.spec, n, draw).to(device)
+            batch = draw_tasks(sampler, pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = _predict(one, executor, batch, views)
+            predictions = _averaged(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
             curve = () if steps is None else _curve(one, executor, batch, steps, predictions)
             outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters, curve, temperature)
@@ -239,9 +240,7 @@ def _curve(learner: Learner, executor: Executor, batch: TaskBatch, steps: int, e
     """
     if learner.steps is None:
         return (torch.zeros_like(end), *[end] * steps)
-    inputs = batch.support_x, batch.support_y, batch.query_x
-    found = [executor.map(learner.with_steps(n), "forward", *inputs) for n in range(steps + 1)]
-    return tuple(predictions for predictions in found if isinstance(predictions, Tensor))
+    return tuple(predict(learner.with_steps(n), executor, batch) for n in range(steps + 1))
 
 
 def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
@@ -252,10 +251,10 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
     draw, parts, truth = seeds.generator(seed, "temperature"), [], []
     views = seeds.generator(seed, "temperature views")
     with torch.no_grad():
-        for n in _chunks(TEMPERATURE_TASKS):
+        for n in _chunks(TEMPERATURE_TASKS, TASKS_A_CALL):
             spec = sized(learner.spec, draw)
-            batch = sampler.draw("train", spec, n, draw).to(device)
-            predictions = _predict(learner.with_spec(spec), executor, batch, views)
+            batch = draw_tasks(sampler, "train", spec, n, draw).to(device)
+            predictions = _averaged(learner.with_spec(spec), executor, batch, views)
             parts.append(predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
             truth.append(batch.query_y.flatten())
     scores, labels = torch.cat(parts), torch.cat(truth)
@@ -273,25 +272,31 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
     return math.exp(found.x)
 
 
-def _predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
+def _averaged(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
-    predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
-    assert isinstance(predictions, Tensor)
+    predictions = predict(learner, executor, batch)
     copies = learner.augment.test_copies
     if copies == 1 or learner.spec.kind != "classification":
         return predictions
     total = predictions.softmax(-1)
     for _ in range(copies - 1):
-        view = learner.augment.copies(batch, views)
-        more = executor.map(learner, "forward", view.support_x, view.support_y, view.query_x)
-        assert isinstance(more, Tensor)
-        total = total + more.softmax(-1)
+        total = total + predict(learner, executor, learner.augment.copies(batch, views)).softmax(-1)
     return (total / copies).log()
 
 
-def _chunks(n_tasks: int) -> Iterator[int]:
-    for start in range(0, n_tasks, TASKS_A_CALL):
-        yield min(TASKS_A_CALL, n_tasks - start)
+def predict(learner: Learner, executor: Executor, batch: TaskBatch) -> Tensor:
+    """Return predictions (n_tasks, n_queries, n_outputs); of a stream, those along each sequence."""
+    if learner.spec.stream:
+        predictions = executor.map(learner, "stream", batch.support_x, batch.support_y)
+    else:
+        predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
+    assert isinstance(predictions, Tensor)
+    return predictions
+
+
+def _chunks(n_tasks: int, at_once: int) -> Iterator[int]:
+    for start in range(0, n_tasks, at_once):
+        yield min(at_once, n_tasks - start)
 
 
 def _batch(
@@ -302,7 +307,7 @@ def _batch(
         examples = sampler.examples(n_tasks * learner.spec.n_examples, draw)  # as many as that many tasks hold
         return learner.augment.examples(examples, draw) if learner.augment.active else examples
     learner.spec = sized(spec, draw)
-    batch = sampler.draw("train", learner.spec, n_tasks, draw)
+    batch = draw_tasks(sampler, "train", learner.spec, n_tasks, draw)
     return learner.augment.batch(batch, draw) if learner.augment.active else batch
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
 from metaopt import tune
 from metaopt.learner import Learner
@@ -32,10 +32,10 @@ class MANN(Learner):
     """Present examples one by one, each label a step late, to an LSTM that keeps what it needs in an external memory.
 
     The support set is the sequence (x₁, null), (x₂, y₁), …, in the order given. Each query is then presented by
-    itself, with the last support's label, to the memory as the support set left it; `stream` presents a sequence as
-    the paper does. The LSTM reads the encoder's features instead of pixels, and labels are one-hot at any number of
-    ways (the paper's strings of letters are for more than five). A read head writes, too, each to its own of the least
-    used slots, a detail that the paper leaves open.
+    itself, with the last support's label, to the memory as the support set left it. In a stream (`tasks.stream`) it is
+    scored as in the paper. The LSTM reads the encoder's features instead of pixels, and labels are one-hot at any
+    number of ways (the paper's strings of letters are for more than five). A read head writes, too, each to its own of
+    the least used slots, a detail that the paper leaves open.
     """
 
     name = "mann"
@@ -68,12 +68,13 @@ class MANN(Learner):
         _, state = self._present(support, labels)
         state = State(*(tensor.expand(len(query), *tensor.shape[1:]) for tensor in state))
         late = labels[-1:].expand(len(query), -1)
-        return self._step(torch.cat([query, late], 1), state)[0]
+        heard, recall = self._heard(torch.cat([query, late], 1))
+        return self._step(heard, recall, state)[0]
 
     def stream(self, x: Tensor, y: Tensor) -> Tensor:
         """Return what the network says of each example of a sequence when it is presented, (n, n_outputs).
 
-        Its label comes with the next example, so that the prediction for x[t] rests on x[: t + 1] and y[:t].
+        Its label comes with the next example.
         """
         features = self.encoder(x)
         return self._present(features, label_inputs(self.spec, y, features))[0]
@@ -82,8 +83,9 @@ class MANN(Learner):
         """Return the predictions along a sequence (n, n_features) with labels (n, n_outputs), and its last state."""
         late = torch.cat([torch.zeros_like(labels[:1]), labels[:-1]])
         state, predictions = self._start(features), []
-        for row in torch.cat([features, late], 1):
-            prediction, state = self._step(row[None], state)
+        heard, recall = self._heard(torch.cat([features, late], 1))
+        for row in heard:
+            prediction, state = self._step(row[None], recall, state)
             predictions.append(prediction)
         return torch.cat(predictions), state
 
@@ -94,10 +96,19 @@ class MANN(Learner):
         sizes = (c.controller,), (c.controller,), (c.slots, c.slot_size), (n_read,), (c.heads, c.slots), (c.slots,)
         return State(*(like.new_zeros(1, *size) for size in sizes))
 
-    def _step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Present one example with the label before it, (b, n_features + n_outputs); return (b, n_outputs)."""
+    def _heard(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the gates hear of inputs (n, n_in), (n, 4 controller), and their weights for what is recalled.
+
+        For a whole sequence at once, as the gradient of one product is far cheaper than that of one at each step.
+        """
+        n_in = inputs.shape[1]
+        weight, recall = torch.split(self.gates.weight, [n_in, self.gates.in_features - n_in], 1)
+        return linear(inputs, weight, self.gates.bias), recall
+
+    def _step(self, heard: Tensor, recall: Tensor, state: State) -> tuple[Tensor, State]:
+        """Present one example, whose gates hear `heard` (b, 4 controller); return its prediction, (b, n_outputs)."""
         heads = self.config.heads
-        gates = self.gates(torch.cat([inputs, state.read, state.hidden], 1))
+        gates = heard + linear(torch.cat([state.read, state.hidden], 1), recall)
         hidden, cell = lstm_step(gates, state.cell)
         keys = self.key(hidden).tanh().unflatten(1, (heads, -1))  # (b, heads, slot_size)
         alpha = self.alpha(hidden).sigmoid()[:, :, None]  # (b, heads, 1)
@@ -114,11 +125,3 @@ class MANN(Learner):
         read = (read_weights @ memory).flatten(1)  # (b, heads * slot_size)
         usage = self.config.decay * state.usage + read_weights.sum(1) + write_weights.sum(1)
         return self.out(torch.cat([hidden, read], 1)), State(hidden, cell, memory, read, read_weights, usage)
-
-
-def presentations(y: Tensor) -> Tensor:
-    """Return how often each label of a sequence (n,) has been seen, itself included: 1 at a class's first example.
-
-    The paper's score is the accuracy of `stream` where this is 1, 2, 5 and 10.
-    """
-    return (y[:, None] == y).tril().sum(1)

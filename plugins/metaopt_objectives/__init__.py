@@ -5,6 +5,7 @@ from metaopt.objective import MetaObjective
 from metaopt_objectives.accuracy import Accuracy
 from metaopt_objectives.adaptation_curve import AdaptationCurve
 from metaopt_objectives.adaptation_time import AdaptationTime
+from metaopt_objectives.at_presentation import AtPresentation
 from metaopt_objectives.balanced_accuracy import BalancedAccuracy
 from metaopt_objectives.calibration import Calibration
 from metaopt_objectives.log_loss import LogLoss
@@ -21,6 +22,7 @@ def register_meta_objectives() -> list[type[MetaObjective]]:
         Accuracy,
         AdaptationCurve,
         AdaptationTime,
+        AtPresentation,
         BalancedAccuracy,
         Calibration,
         LogLoss,

@@ -3,7 +3,7 @@
 A large X in a .npy file, with y in another, is mapped and need not fit in memory.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from metaopt.pools import ClassSampler, Labels, Split, apart, digest, divide
 from metaopt_tasks.files import find
 
 AT_ONCE = 2**24  # numbers looked at together
+MAX_BYTES, MAX_RATIO = 2**30, 200  # an array larger than this and packed so tightly is a bomb
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
 
@@ -64,28 +65,53 @@ class Arrays(ClassSampler):
 
 
 def _read(path: Path, config: Arrays.Config) -> dict[str, Any]:
-    """Return X, y and, where the file has them, group and pool by name. Nothing in it is run: pickles are refused."""
+    """Return X, y and, where the file has them, group and pool by name."""
     if config.labels and path.suffix != ".npy":
         raise UserError(
             f"tasks.labels is set and {path} holds its labels itself, as {config.y}; leave tasks.labels out"
         )
+    labels = (
+        find("labels", config.labels, "the labels of a .npy file, as another .npy file")
+        if path.suffix == ".npy"
+        else None
+    )
+    return read_arrays(path, [config.x, config.y], [config.group, config.pool], labels)
+
+
+def read_arrays(
+    path: Path, needed: Sequence[str], wanted: Sequence[str] = (), labels: Path | None = None
+) -> dict[str, Any]:
+    """Return arrays of a file by name, as NumPy's or torch's: those needed and, where it has them, those wanted.
+
+    Beside a .npy file, which holds the first, `labels` is one that holds the second. Nothing in a file is run: pickles
+    are refused. Raises UserError where the file is damaged or lacks what is needed.
+    """
 
     def chosen(names: Collection[str], get: Callable[[str], Any]) -> dict[str, Any]:
-        for name in (config.x, config.y):
+        for name in needed:
             if name not in names:
                 raise UserError(f"{path}: {unknown('array', name, names)}")
-        return {name: get(name) for name in (config.x, config.y, config.group, config.pool) if name in names}
+        return {name: get(name) for name in (*needed, *wanted) if name in names}
 
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:  # torch knows bfloat16, and numpy does not
                 return chosen(file.keys(), file.get_tensor)
         if path.suffix == ".npz":
-            with ZipFile(path), np.load(path, allow_pickle=False) as file:
-                return chosen(file.files, file.__getitem__)
-        if path.suffix == ".npy":
-            labels = find("labels", config.labels, "the labels of a .npy file, as another .npy file")
-            files = {config.x: path, config.y: labels}
+            with ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
+                sizes = {
+                    one.filename.removesuffix(".npy"): (one.file_size, one.compress_size) for one in archive.filelist
+                }
+
+                def unpacked(name: str) -> Any:
+                    size, packed = sizes[name]
+                    if size > MAX_BYTES and size > MAX_RATIO * packed:
+                        raise ValueError(f"{name} would unpack from {packed:,} bytes to {size:,}")
+                    return file[name]
+
+                return chosen(file.files, unpacked)
+        if path.suffix == ".npy" and labels:
+            files = dict(zip(needed, (path, labels), strict=True))
             return chosen(files, lambda name: np.lib.format.open_memmap(files[name], mode="c"))
     except UserError:
         raise

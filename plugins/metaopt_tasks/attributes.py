@@ -7,17 +7,15 @@ transfer"), in tasks: the support set holds a row of attributes for each class, 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError
 from metaopt.pools import Class, ClassSampler, Split
 from metaopt.task import POOLS, ClassPool, TaskSpec
-from metaopt_tasks.arrays import Arrays
+from metaopt_tasks.arrays import Arrays, read_arrays
 from metaopt_tasks.files import find
 
 
@@ -71,16 +69,10 @@ class Attributes(ClassSampler):
 
 def _rows(path: Path, config: Attributes.Config) -> dict[str, Tensor]:
     """Return the description of each class by its name, (n_attributes,) each."""
-    names = (config.attributes, config.classes)
-    if path.suffix == ".safetensors":
-        with safe_open(path, "np") as file:
-            arrays: dict[str, Any] = {name: file.get_tensor(name) for name in names if name in file.keys()}  # noqa: SIM118
-            there = list(file.keys())
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            arrays, there = {name: file[name] for name in names if name in file.files}, file.files
-    if config.attributes not in arrays:
-        raise UserError(f"{path}: {unknown('array', config.attributes, there)}")
+    arrays = {
+        name: np.asarray(given.float() if isinstance(given, Tensor) and given.is_floating_point() else given)
+        for name, given in read_arrays(path, [config.attributes], [config.classes]).items()
+    }
     given = arrays[config.attributes]
     if given.ndim != 2 or not given.size or given.dtype.kind not in "iufb" or not np.isfinite(given).all():
         raise UserError(

@@ -55,9 +55,8 @@ def read_columns(path: Path, parts: Sequence[str] = ()) -> Columns:
             f"{path} is not a text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read ({error or type(error).__name__}); mend the file or write it again"
-        ) from None
+        reason = " ".join(str(error).split()) or type(error).__name__  # pyarrow says some in several lines
+        raise UserError(f"{path} cannot be read ({reason}); mend the file or write it again") from None
     if parts and PART not in columns:
         raise UserError(f"tasks.parts is set and {path} holds one list of rows, without parts; leave tasks.parts out")
     if not columns or not len(next(iter(columns.values()))):

@@ -36,6 +36,7 @@ SPLIT_SETS = ("images_background", "images_evaluation")
 SPLIT_FILES: Mapping[Pool, str] = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 QUARTER_TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}  # anticlockwise, as the published split has them
 DRAWN_SIZE = 105  # pixels
+MAX_BYTES = 2**20  # of one drawing, unpacked; the official ones have a few hundred
 CHALLENGE, RUNS = "omniglot-challenge", "all_runs.zip"
 N_RUNS, RUN_WAY = 20, 20
 ASKED_FROM = "images_evaluation"  # the set of the characters in the runs
@@ -364,7 +365,13 @@ def _reader(path: Path) -> Iterator[Callable[[str], bytes]]:
         yield lambda file: (path / file).read_bytes()
     else:
         with ZipFile(path) as archive:
-            yield archive.read
+
+            def read(file: str) -> bytes:
+                if (size := archive.getinfo(file).file_size) > MAX_BYTES:
+                    raise ValueError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
+                return archive.read(file)
+
+            yield read
 
 
 def _picture(png: bytes, size: int) -> NDArray[np.uint8]:

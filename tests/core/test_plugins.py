@@ -294,6 +294,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "learner_kinds_is_empty": (learner("kinds = ()"), "Mine.kinds is (); it must be a tuple such as"),
     "learner_kinds_unknown": (learner("kinds = ('control',)"), "Mine.kinds is ('control',); it must be a tuple such"),
     "learner_trains_on": (learner("trains_on = 'task'"), "Mine.trains_on is 'task'; it must be 'tasks', 'examples' or"),
+    "learner_equal_shots": (learner("equal_shots = 1"), "Mine.equal_shots is 1; it must be True or False"),
     "learner_any_way": (learner("any_way = 'no'"), "Mine.any_way is 'no'; it must be True or False"),
     "learner_defaults": (learner("defaults = ['outer.lr']"), "Mine.defaults is ['outer.lr']; it must be a mapping"),
     "sampler_kind": (

@@ -18,7 +18,7 @@ REGISTRY = plugins.load()
 
 
 def study_of(**tasks: Any) -> tuple[file.Study, TaskSampler]:
-    learners = "maml" if tasks["sampler"] in {"sinusoid", "curves"} else "protonet"
+    learners = "mann" if tasks.get("stream") else "maml" if tasks["sampler"] in {"sinusoid", "curves"} else "protonet"
     study = file.resolve({"name": "s", "tasks": tasks, "learners": learners}, "s.yaml", REGISTRY)
     return study, REGISTRY.task_sampler(study.tasks.sampler)(study.tasks.config)
 
@@ -61,6 +61,24 @@ def test_a_task_within_a_group_is_drawn_within_one(tmp_path: Path) -> None:
     found, batch, _ = preview.preview(*arrays(tmp_path, **sizes, train=["a", "b", "i"]))
     assert batch is None
     assert found["pools"]["train"]["refused"].endswith("has 1; set tasks.train_within to 0")
+
+
+def test_a_stream_is_shown_as_one_sequence_and_unequal_shots_in_rows_of_their_own(tmp_path: Path) -> None:
+    found, batch, spec = preview.preview(*arrays(tmp_path, n_way=2, n_shot=4, stream=True))
+    assert batch is not None
+    assert (found["task"]["stream"], found["task"]["shapes"]["support_x"]) == (True, [8, 3, 8, 8])
+    preview.save_picture(batch, spec, tmp_path / "stream.png")
+    _, batch, spec = preview.preview(*arrays(tmp_path, n_way=2, n_shot=[1, 3], unequal=True, n_query=1))
+    assert batch is not None
+    preview.save_picture(batch, spec, tmp_path / "unequal.png")
+    shown = {name: (pixels(tmp_path / f"{name}.png") != 255).any(2) for name in ("stream", "unequal")}
+    cell, step = preview.CELL, preview.CELL + preview.GAP
+    shots = batch.support_y[0].bincount().tolist()
+    for row, n in enumerate(shots):
+        line = shown["unequal"][(row + 1) * step + cell // 2, preview.MARGIN :]
+        assert line[: n * step - preview.GAP].mean() > 0.9
+        assert not line[n * step : max(shots) * step].any()
+    assert shown["stream"].shape[1] == preview.MARGIN + (4 + 1) * step
 
 
 def test_a_pool_too_small_says_why_and_the_others_are_told_still(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from scipy.stats import chisquare  # type: ignore[import-untyped]
 from torch import Generator, Tensor
 
 from metaopt.errors import UserError
-from metaopt.task import ClassPool, Examples, TaskBatch, TaskSpec
+from metaopt.task import ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_tasks, presentations, sized
 
 SIZES = (7, 4, 5, 9, 6)  # examples a class
 
@@ -290,6 +290,19 @@ def test_groups_are_drawn_uniformly() -> None:
     assert chisquare([groups.count(0), groups.count(1)]).pvalue > 1e-3
 
 
+def test_within_a_group_classes_and_examples_are_uniform_in_any_order() -> None:
+    pool = grouped_pool()
+    batch = pool.draw(replace(spec_of(3, 1, 1), within=1.0), 6000, seeded(11))
+    for group, members in ((0, (0, 1, 2)), (1, (3, 4, 5, 6))):
+        support, query = batch.support_x[..., 0].long(), batch.query_x[..., 0].long()  # (n_tasks, 3) rows
+        of_group = torch.tensor(GROUPS)[support[:, 0] // 4] == group
+        first, second = (support[of_group, place] // 4 - members[0] for place in (0, 1))
+        n = len(members)
+        assert_uniform(ordered_pair(first, second, n), n * (n - 1))
+        for rows in (support[of_group], query[of_group]):
+            assert_uniform(rows[:, 0] - 4 * members[0], 4 * n)
+
+
 def test_a_share_of_tasks_is_kept_within_groups() -> None:
     mixed = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.0))
     half = sum(len(task) > 1 for task in groups_of_tasks(grouped_pool(), 0.5))
@@ -304,3 +317,144 @@ def test_tasks_within_groups_are_refused_where_no_group_is_large_enough_or_there
         grouped_pool().check("test", replace(spec, n_way=5))
     with pytest.raises(UserError, match="belong to no groups"):
         pool_of(SIZES).check("test", replace(spec_of(3, 1, 1), within=1.0))
+
+
+def test_presentations_count_a_label_with_itself() -> None:
+    assert presentations(torch.tensor([2, 0, 2, 2, 1, 0])).tolist() == [1, 1, 2, 3, 1, 2]
+    assert presentations(torch.tensor([[0, 0], [0, 1]])).tolist() == [[1, 2], [1, 1]]
+
+
+# What draw_tasks makes of a sampler's tasks: streams, and unequal shots
+
+
+class Pooled(TaskSampler):
+    """The tasks of one pool."""
+
+    name = "pooled"
+    kind = "classification"
+
+    def __init__(self, pool: ClassPool) -> None:
+        self.pool = pool
+
+    def check(self, pool: Pool, spec: TaskSpec) -> None:
+        self.pool.check(pool, spec)
+
+    def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+        return self.pool.draw(spec, n_tasks, generator)
+
+
+def drawn(spec: TaskSpec, n_tasks: int, seed: int = 0, pool: ClassPool | None = None) -> TaskBatch:
+    return draw_tasks(Pooled(pool or pool_of(SIZES)), "test", spec, n_tasks, seeded(seed))
+
+
+STREAM = replace(spec_of(3, 4, 0), stream=True)
+UNEQUAL = replace(spec_of(3, 3, 1), least_shot=1, unequal=True)
+UNEQUAL_STREAM = replace(STREAM, least_shot=2, unequal=True)
+every_kind = pytest.mark.parametrize(
+    "spec", [STREAM, UNEQUAL, UNEQUAL_STREAM], ids=["stream", "unequal", "unequal stream"]
+)
+
+
+def test_a_stream_asks_for_its_support_sequence_and_shows_each_class_so_often() -> None:
+    batch = drawn(STREAM, 200)
+    assert torch.equal(batch.query_x, batch.support_x)
+    assert torch.equal(batch.query_y, batch.support_y)
+    assert batch.support_x.shape == (200, 12, 2)
+    assert (torch.nn.functional.one_hot(batch.support_y, 3).sum(1) == 4).all()
+    rows = row_of(batch.support_x)
+    assert all(len(set(task.tolist())) == 12 for task in rows), "no example is shown twice"
+
+
+@every_kind
+def test_labels_stand_for_one_class_each_and_no_query_was_shown_before(spec: TaskSpec) -> None:
+    batch = drawn(spec, 200)
+    x, y = (torch.cat(parts, 1) for parts in ((batch.support_x, batch.query_x), (batch.support_y, batch.query_y)))
+    for task, labels in zip(class_of(x), y, strict=True):
+        classes = [set(task[labels == label].tolist()) for label in range(3)]
+        assert [len(one) for one in classes] == [1, 1, 1]
+        assert len(set.union(*classes)) == 3
+    if not spec.stream:
+        for shown, asked in zip(row_of(batch.support_x), row_of(batch.query_x), strict=True):
+            assert set(shown.tolist()).isdisjoint(asked.tolist())
+
+
+def test_unequal_shots_are_uniform_for_each_class_and_shared_by_a_batch() -> None:
+    counts = []
+    for seed in range(1500):
+        batch = drawn(UNEQUAL, 2, seed)
+        of_task = torch.nn.functional.one_hot(batch.support_y, 3).sum(1)  # (2, 3)
+        assert torch.equal(of_task[0], of_task[1])
+        assert (torch.nn.functional.one_hot(batch.query_y, 3).sum(1) == 1).all()
+        counts.append(of_task[0] - 1)
+    shots = torch.stack(counts)
+    assert_uniform(shots[:, 0] * 9 + shots[:, 1] * 3 + shots[:, 2], 27)
+    assert sized(UNEQUAL, seeded()) == UNEQUAL, "the range is each class's, not the batch's"
+
+
+@every_kind
+def test_classes_and_examples_are_uniform_and_the_order_is_too(spec: TaskSpec) -> None:
+    """Also where a class has fewer examples than another, which must not stand earlier for it."""
+    pool = pool_of((5, 5, 5, 5))
+    batches = [drawn(spec, 16, seed, pool) for seed in range(250)]
+    n_classes = 4
+    first = torch.cat([class_of(batch.support_x)[:, 0] for batch in batches])
+    last = torch.cat([class_of(batch.support_x)[:, -1] for batch in batches])
+    assert_uniform(first, n_classes)
+    assert_uniform(last, n_classes)
+    for place in (0, -1):
+        assert_uniform(torch.cat([row_of(batch.support_x)[:, place] for batch in batches]), 20)
+    # Where label 0 stands among all places, as a share of them: one half on average, whatever its number of shots.
+    shares = torch.cat(
+        [
+            torch.arange(batch.support_y.shape[1]).expand_as(batch.support_y)[batch.support_y == 0]
+            / (batch.support_y.shape[1] - 1)
+            for batch in batches
+            if (batch.support_y[0] == 0).sum() == spec.least_shot or not spec.unequal
+        ]
+    )
+    assert abs(shares.mean() - 0.5) < 4 * shares.std() / len(shares) ** 0.5
+
+
+@every_kind
+def test_the_same_generator_state_gives_the_same_tasks_of_every_kind(spec: TaskSpec) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (drawn(spec, 16, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors(), again.tensors(), strict=True))
+    assert first.support_x.shape != other.support_x.shape or not torch.equal(first.support_x, other.support_x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_streams_and_unequal_shots_keep_within_groups(stream: bool) -> None:
+    spec = replace(spec_of(3, 3, 0 if stream else 1), within=1.0, least_shot=2, unequal=True, stream=stream)
+    batch = drawn(spec, 100, pool=grouped_pool())
+    groups = [{GROUPS[int(x) // 4] for x in task.flatten()} for task in batch.support_x]
+    assert all(len(task) == 1 for task in groups)
+    assert set.union(*groups) == {0, 1}
+
+
+def test_a_stream_needs_as_many_examples_as_presentations_and_its_refusal_names_a_number_that_works() -> None:
+    pool = pool_of(SIZES)
+    pool.check("test", replace(STREAM, n_shot=min(SIZES)))
+    with pytest.raises(
+        UserError, match=r"a stream of 5 presentations .* smallest class of the test pool has 4"
+    ) as refusal:
+        pool.check("test", replace(STREAM, n_shot=5))
+    assert offered("n_shot", refusal) == 4
+    drawn(replace(STREAM, n_shot=4), 3)
+
+
+def test_points_of_a_regression_are_streamed_in_a_new_order() -> None:
+    class Numbers(TaskSampler):
+        name, kind = "numbers", "regression"
+
+        def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
+            x = torch.arange(float(spec.n_shot + spec.n_query)).expand(n_tasks, -1)[:, :, None]
+            k = spec.n_shot
+            return TaskBatch(x[:, :k], -x[:, :k], x[:, k:], -x[:, k:])
+
+    spec = TaskSpec("regression", (1,), 1, 6, 0, stream=True)
+    batch = draw_tasks(Numbers(None), "test", spec, 300, seeded())
+    assert torch.equal(batch.support_y, -batch.support_x)
+    assert torch.equal(batch.support_x.sort(1).values, torch.arange(6.0).expand(300, -1)[:, :, None])
+    assert_uniform(batch.support_x[:, -1, 0].long(), 6)

@@ -25,6 +25,8 @@ TASK_KEYS = (
     "n_shot",
     "n_query",
     "within",
+    "unequal",
+    "stream",
     "train_way",
     "train_shot",
     "train_query",
@@ -68,7 +70,12 @@ class Tasks:
     n_shot: int | tuple[int, int]
     """Support examples a class: a number, or the least and the most, of which each batch draws one."""
     n_query: int
+    """Query examples a class; 0 in a stream."""
     within: float
+    unequal: bool
+    """Whether each class of a task has shots of its own, where these are a range."""
+    stream: bool
+    """Whether a task is a sequence in which each label is told one step late."""
     train_way: int
     train_shot: int | tuple[int, int]
     train_query: int
@@ -77,8 +84,21 @@ class Tasks:
     def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
         """Return the sizes of the tasks that learners are scored on, and of those that they are trained on."""
         return (
-            _sizes(sampler, self.n_way, self.n_shot, self.n_query, self.within),
-            _sizes(sampler, self.train_way, self.train_shot, self.train_query, self.train_within),
+            self._sizes(sampler, self.n_way, self.n_shot, self.n_query, self.within),
+            self._sizes(sampler, self.train_way, self.train_shot, self.train_query, self.train_within),
+        )
+
+    def _sizes(
+        self, sampler: TaskSampler, n_way: int, shots: int | tuple[int, int], n_query: int, within: float
+    ) -> TaskSpec:
+        least_shot, n_shot = shots if isinstance(shots, tuple) else (0, shots)
+        unequal = self.unequal and bool(least_shot)
+        return replace(
+            sampler.spec(n_way, n_shot, n_query),
+            least_shot=least_shot,
+            within=within,
+            unequal=unequal,
+            stream=self.stream,
         )
 
 
@@ -279,6 +299,13 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         if (given := registry.task_sampler(tasks.sampler).supports) != cls.supports:
             top.fail(f"learners.{learner}", f"it learns from {cls.supports} of classes and the sampler "
                      f"{tasks.sampler!r} gives {given}; leave it out or take another sampler")  # fmt: skip
+        if tasks.stream and not cls.streams():
+            able = ", ".join(sorted(one for one, other in registry.learners.items() if other.streams()))
+            top.fail(f"learners.{learner}", "it cannot learn a stream, in which each label is told one step late; take "
+                     f"one that can ({able}), or leave out tasks.stream")  # fmt: skip
+        if tasks.unequal and cls.equal_shots:
+            top.fail(f"learners.{learner}", "it needs as many support examples of each class; leave it out, or "
+                     "tasks.unequal")  # fmt: skip
         if cls.transductive and not transductive:
             top.fail(f"learners.{learner}", "it is transductive (a query's prediction depends on the other queries); "
                      "set transductive: true to allow that, or leave it out")  # fmt: skip
@@ -446,7 +473,23 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         ways, n_way = _one_of(1), tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
     else:
         ways, n_way = _whole(2), tasks.get("n_way", _whole(2))
-    n_shot, n_query = tasks.get("n_shot", _shots), tasks.get("n_query", _whole(1), 15)
+    stream = tasks.get("stream", _flag, False)
+    shots = _presentations if stream else _shots
+    n_shot = tasks.get("n_shot", shots)
+    train_shot = tasks.get("train_shot", shots, n_shot)
+    queries = _no_queries if stream else _whole(1)
+    n_query = tasks.get("n_query", queries, 0 if stream else 15)
+    unequal = tasks.get("unequal", _flag, False)
+    for asked in ("stream", "unequal"):
+        if tasks.raw.get(asked) is True and cls.supports == "descriptions":
+            tasks.fail(
+                asked, f"the support sets of the sampler {name!r} hold one description of each class; leave it out"
+            )
+    if unequal and cls.kind == "regression":
+        tasks.fail("unequal", f"the sampler {name!r} gives regression tasks, which have no classes; leave it out")
+    if unequal and not (isinstance(n_shot, tuple) or isinstance(train_shot, tuple)):
+        tasks.fail("unequal", f"each class draws its shots from a range, and n_shot is {n_shot}; write the least and "
+                   "the most, such as n_shot: [1, 5], or leave it out")  # fmt: skip
     within = tasks.get("within", _share, 0.0)
     train_within = tasks.get("train_within", _share, within)
     if not cls.has_groups and (key := "within" if within else "train_within" if train_within else None):
@@ -462,9 +505,11 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         n_shot=n_shot,
         n_query=n_query,
         within=within,
+        unequal=unequal,
+        stream=stream,
         train_way=tasks.get("train_way", ways, n_way),
-        train_shot=tasks.get("train_shot", _shots, n_shot),
-        train_query=tasks.get("train_query", _whole(1), n_query),
+        train_shot=train_shot,
+        train_query=tasks.get("train_query", queries, n_query),
         train_within=train_within,
     )
 
@@ -656,9 +701,19 @@ def _shots(value: object) -> int | tuple[int, int]:
     return least, most
 
 
-def _sizes(sampler: TaskSampler, n_way: int, shots: int | tuple[int, int], n_query: int, within: float) -> TaskSpec:
-    least_shot, n_shot = shots if isinstance(shots, tuple) else (0, shots)
-    return replace(sampler.spec(n_way, n_shot, n_query), least_shot=least_shot, within=within)
+def _presentations(value: object) -> int | tuple[int, int]:
+    shots = _shots(value)
+    if (shots[0] if isinstance(shots, tuple) else shots) < 2:
+        raise ValueError(f"{value!r}: in a stream each class is shown twice or more, as the first is a guess; set "
+                         "2 or more, such as 10")  # fmt: skip
+    return shots
+
+
+def _no_queries(value: object) -> int:
+    if value != 0 or isinstance(value, bool):
+        raise ValueError(f"{value!r}: a stream asks for each of its presentations and has no other queries; leave it "
+                         "out")  # fmt: skip
+    return 0
 
 
 def _share(value: object) -> float:

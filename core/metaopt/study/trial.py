@@ -142,6 +142,8 @@ class Bench:
         pools: tuple[Pool, ...] = ("validation", "test")
         for pool in pools:
             self.sampler.check(pool, self.spec)
+        for objective in (self.objective, *self.others):
+            objective.check(self.spec)
         if any(objective.fits_temperature for objective in (self.objective, *self.others)):
             self.sampler.check("train", self.spec)
         space = self.study.space

@@ -5,6 +5,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from metaopt.errors import unknown
 from metaopt.executor import RECORD_AFTER, Executor, Loop, Traced, Vmap, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.plugins import violations
-from metaopt.task import Examples, TaskBatch, TaskSpec
+from metaopt.task import Examples, TaskBatch, TaskSpec, presentations
 from metaopt.testing.setting import Setting, Skipped, corners, options, random_states, settings
-from metaopt.train import Outer
+from metaopt.train import Outer, predict
 from metaopt.tune import declared
 
 LEARNING = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
@@ -261,8 +262,9 @@ def batched_equals_the_loop(cls: type[Learner]) -> None:
         raise Skipped("it declares that it is not batchable")
     for setting in settings(cls):
         tasks = setting.tasks(2)
-        for config in options(cls.Config):
-            learner = setting.build(**config)
+        specs = [setting.spec, *([replace(setting.spec, stream=True)] if cls.streams() else [])]
+        for spec, config in product(specs, options(cls.Config)):
+            learner = setting.build(**config).with_spec(spec)
             want = _predicted(Loop(), learner, tasks) | _stepped(Loop(), copy.deepcopy(learner), tasks)
             try:
                 got = _predicted(Vmap(), learner, tasks) | _stepped(Vmap(), copy.deepcopy(learner), tasks)
@@ -306,6 +308,59 @@ def serves_other_shots_and_queries(cls: type[Learner]) -> None:
         assert len(predictions) == other.n_way, (
             f"{built}, it gave predictions for {len(predictions)} of {other.n_way} queries; {remedy}"
         )
+
+
+def serves_classes_of_unequal_shots(cls: type[Learner]) -> None:
+    """It predicts tasks whose classes have different numbers of support examples, each in its own class."""
+    if cls.equal_shots:
+        raise Skipped("it declares equal_shots")
+    for setting in settings(cls):
+        if setting.spec.kind != "classification" or setting.spec.description_shape:
+            continue
+        remedy = "count each class's own examples in forward, or set equal_shots = True"
+        tasks = replace(setting, spec=replace(setting.spec, n_shot=4)).tasks(1)
+        for shots in ((1, 1, 2), (1, 2, 3)):  # of which one can be cut into three equal parts
+            support_x, support_y, query_x, _ = _task(tasks)
+            kept = presentations(support_y) <= torch.tensor(shots)[support_y]
+            support_x, support_y = support_x[kept], support_y[kept]
+            learner = setting.build().eval()
+            try:
+                predictions = learner(support_x, support_y, query_x)
+            except Exception as error:
+                raise AssertionError(f"given {shots} supports of its classes, {_said(error)}; {remedy}") from error
+            assert predictions.isfinite().all(), f"given {shots} supports of its classes, it is not finite; {remedy}"
+            if not cls.order_matters:
+                reversed_ = learner(support_x.flip(0), support_y.flip(0), query_x)
+                _same(reversed_, predictions, f"given {shots} supports of its classes, predictions change with their "
+                      f"order; {remedy}")  # fmt: skip
+
+
+def predicts_a_stream_as_it_comes(cls: type[Learner]) -> None:
+    """Prediction t of a stream does not change with y[t:] or x[t + 1:], and is what `forward` says of x[t]."""
+    if not cls.streams():
+        raise Skipped("it does not define stream")
+    for setting in settings(cls):
+        for config in options(cls.Config):
+            learner = setting.build(**config).eval()
+            x, y, *_ = _task(setting.tasks())
+            want = learner.stream(x, y)
+            assert want.shape == (len(x), setting.spec.n_outputs), (
+                f"stream returned predictions of shape {tuple(want.shape)}; it must return (n, n_outputs) = "
+                f"{(len(x), setting.spec.n_outputs)}"
+            )
+            for t in range(len(x)):
+                other_x, other_y = x.clone(), y.clone()
+                other_x[t + 1 :] += 1
+                other_y[t:] = (y[t:] + 1) % setting.spec.n_way if y.dtype == torch.int64 else y[t:] + 1
+                for what, got in (
+                    ("labels at t and later", learner.stream(x, other_y)),
+                    ("examples after t", learner.stream(other_x, y)),
+                ):
+                    _same(got[: t + 1], want[: t + 1], f"predictions up to t of a stream change with {what}, here of t "
+                          f"= {t}; a label is told one step late, and nothing of what follows")  # fmt: skip
+                if t:
+                    _same(want[t][None], learner(x[:t], y[:t], x[t][None]), "prediction t of a stream is another than "
+                          "forward's of the query x[t] with the support set before it; compute the same")  # fmt: skip
 
 
 def serves_other_ways(cls: type[Learner]) -> None:
@@ -369,6 +424,8 @@ CHECKS: list[Callable[[Any], None]] = [
     batched_equals_the_loop,
     replayed_equals_the_loop,
     serves_other_shots_and_queries,
+    serves_classes_of_unequal_shots,
+    predicts_a_stream_as_it_comes,
     serves_other_ways,
     meta_training_lowers_its_loss,
     learns_a_separable_task,
@@ -419,8 +476,7 @@ def _draws(learner: Learner, tasks: TaskBatch) -> bool:
 
 def _predicted(executor: Executor, learner: Learner, tasks: TaskBatch) -> dict[str, Tensor]:
     """Return an executor's predictions."""
-    predictions = executor.map(learner.eval(), "forward", *tasks.tensors()[:3])
-    assert isinstance(predictions, Tensor)
+    predictions = predict(learner.eval(), executor, tasks)
     return {"predictions": predictions}
 
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,6 +179,40 @@ def test_workers_give_what_one_process_gives(bench: Bench, workers: Callable[...
     for number in range(5):
         assert alone[number].result.state == "complete"
         assert timeless(alone[number]) == timeless(together[number])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "learner"),
+    [
+        ({"n_shot": 1, "n_query": 2, "within": 0.5}, "protonet"),
+        ({"n_shot": [1, 3], "n_query": 2}, "protonet"),
+        ({"n_shot": [1, 3], "n_query": 2, "unequal": True, "within": 1}, "protonet"),
+        ({"n_shot": 4, "stream": True, "within": 0.5}, "snail"),
+    ],
+    ids=["within groups", "a range of shots", "unequal shots", "stream"],
+)
+def test_one_seed_gives_the_same_tasks_of_classes_on_any_number_of_workers(
+    tasks: dict[str, Any], learner: str, tmp_path: Path
+) -> None:
+    y = np.arange(108) % 18
+    x = np.random.default_rng(0).normal(size=(108, 4)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", X=x, y=y, group=y // 6)
+    given = {"sampler": "arrays", "file": str(tmp_path / "a.npz"), "split_by": "group", "split": "1/1/1", "n_way": 3}
+    raw = {"name": "s", "tasks": {**given, **tasks}, "learners": learner, "encoder": {"mlp": {"width": 8, "depth": 1}}}
+    registry = plugins.load()
+    classes = Bench(resolve(raw, "s.yaml", registry), registry, torch.device("cpu"))
+    classes.check()
+    params = classes.study.space.default(learner, "mlp")
+    jobs = [Job(n, params, n, Budget(tasks=12), "validation", "search", 20, False) for n in range(4)]
+    alone = carry_out(Alone(classes, keep, never), jobs)
+    assert len({done.per_task for done in alone.values()}) > 1, "each is trained from its own seed"
+    for size in (1, 2):
+        crew = Workers(classes, size, keep, never)
+        try:
+            together = carry_out(crew, jobs)
+        finally:
+            crew.close()
+        assert {n: timeless(done) for n, done in together.items()} == {n: timeless(done) for n, done in alone.items()}
 
 
 def test_a_job_is_done_in_another_process_and_two_at_once(bench: Bench, workers: Callable[..., Workers]) -> None:

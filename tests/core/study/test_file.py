@@ -163,7 +163,8 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
     assert study.to_dict() == {
         "name": "a",
         "tasks": {
-            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "within": 0.0, "train_way": 5, "train_shot": 2,
+            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "within": 0.0, "unequal": False,
+            "stream": False, "train_way": 5, "train_shot": 2,
             "train_query": 15, "train_within": 0.0, **vars(REGISTRY.task_sampler("glyphs").Config()),
         },
         "learners": {
@@ -210,6 +211,31 @@ def test_train_tasks_keep_within_groups_as_test_tasks_do_unless_they_say_otherwi
 def test_a_whole_number_may_be_written_with_an_exponent() -> None:
     assert resolved(STUDY, "budget.tasks=4e3").budget == resolved(STUDY, "budget.tasks=4000").budget
     assert type(resolved(STUDY, "trials=1e2").trials) is int
+
+
+def test_a_stream_has_no_queries_of_its_own_and_takes_learners_that_stream() -> None:
+    text = "{tasks: {sampler: glyphs, n_way: 5, n_shot: 10, stream: true}, learners: [mann, snail]}"
+    study = resolved(text)
+    assert (study.tasks.stream, study.tasks.n_query, study.tasks.train_query) == (True, 0, 0)
+    for spec in study.tasks.specs(REGISTRY.task_sampler("glyphs")(study.tasks.config)):
+        assert (spec.stream, spec.n_shot, spec.n_query, spec.n_drawn) == (True, 10, 0, 10)
+    assert resolve(study.to_dict(), "a.yaml", REGISTRY) == study
+    assert resolved(text, "tasks.n_query=0") == study
+
+
+def test_shots_are_unequal_where_they_are_a_range() -> None:
+    def unequal(tasks: str, learner: str = "protonet") -> list[bool]:
+        text = f"{{tasks: {{sampler: glyphs, n_way: 5, unequal: true, {tasks}}}, learners: {learner}}}"
+        study = resolved(text)
+        assert resolve(study.to_dict(), "a.yaml", REGISTRY) == study
+        return [spec.unequal for spec in study.tasks.specs(REGISTRY.task_sampler("glyphs")(study.tasks.config))]
+
+    assert unequal("n_shot: [1, 5]") == [True, True]
+    assert unequal("n_shot: 1, train_shot: [1, 5]") == [False, True]
+    with pytest.raises(
+        UserError, match=r"learners\.frn: it needs as many support examples of each class; leave it out"
+    ):
+        unequal("n_shot: [1, 5]", "frn")
 
 
 def test_a_range_of_shots_is_kept_for_train_tasks_unless_they_say_otherwise() -> None:
@@ -384,6 +410,25 @@ BAD = {
     "tasks.train_way=20": (
         "tasks.train_way: maml learns a fixed number of ways, and train_way 20 is not n_way 5; make them "
         "equal or leave maml out"
+    ),
+    "tasks.stream=1": "tasks.stream: 1 must be true or false",
+    "tasks.stream=true": "tasks.n_shot: 1: in a stream each class is shown twice or more, as the first is a guess",
+    "tasks={sampler: glyphs, n_way: 5, n_shot: 10, n_query: 15, stream: true}": (
+        "tasks.n_query: 15: a stream asks for each of its presentations and has no other queries; leave it out"
+    ),
+    "tasks={sampler: glyphs, n_way: 5, n_shot: 10, stream: true}": (
+        "learners.protonet: it cannot learn a stream, in which each label is told one step late; take one that can "
+        "(mann, snail), or leave out tasks.stream"
+    ),
+    "tasks={sampler: attributes, n_way: 5, n_shot: 1, file: a.npz, unequal: true}": (
+        "tasks.unequal: the support sets of the sampler 'attributes' hold one description of each class; leave it out"
+    ),
+    "tasks={sampler: sinusoid, n_shot: [5, 10], unequal: true}": (
+        "tasks.unequal: the sampler 'sinusoid' gives regression tasks, which have no classes; leave it out"
+    ),
+    "tasks.unequal=true": (
+        "tasks.unequal: each class draws its shots from a range, and n_shot is 1; write the least and the most, such "
+        "as n_shot: [1, 5], or leave it out"
     ),
     "tasks.within=2": "tasks.within: 2 is not a share of the tasks; write a number from 0 to 1",
     "tasks.train_within=true": "tasks.train_within: True is not a share of the tasks; write a number from 0 to 1",

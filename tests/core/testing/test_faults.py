@@ -254,6 +254,8 @@ class ReadsProgress(Good):
 
 
 class FixedShots(Good):
+    equal_shots = True
+
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         shots, length = self.built_for
         features = self.encoder(support_x)[support_y.argsort(stable=True)]  # class by class
@@ -263,6 +265,75 @@ class FixedShots(Good):
     def __init__(self, spec: TaskSpec, encoder: nn.Module, config: Any) -> None:
         super().__init__(spec, encoder, config)
         self.built_for = spec.n_shot, spec.n_way
+
+
+class CutsIntoEqualParts(Good):
+    """Takes it that each class has as many supports as the others, also where these differ."""
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        features = self.encoder(support_x)[support_y.argsort(stable=True)]
+        means = torch.stack([part.mean(0) for part in features.tensor_split(self.spec.n_way)])
+        return -squared_distances(self.encoder(query_x), means)
+
+
+class NotFiniteWhereShotsDiffer(Good):
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        shots = (support_y[:, None] == torch.arange(self.spec.n_way)).to(support_x).sum(0)
+        spread = shots.amax() - shots.amin()
+        return super().forward(support_x, support_y, query_x) / (1 - spread).clamp(min=0)
+
+
+class RefusesUnequalShots(Good):
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        features = self.encoder(support_x)[support_y.argsort(stable=True)]
+        means = features.reshape(self.spec.n_way, -1, features.shape[1]).mean(1)
+        return -squared_distances(self.encoder(query_x), means)
+
+
+class Streams(Good):
+    """Learns streams, too: what those that are faulty there are but for their fault."""
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Classes that were not seen yet lie at the origin."""
+        member = (support_y == torch.arange(self.spec.n_way)[:, None]).to(support_x)
+        means = member @ self.encoder(support_x) / member.sum(1).clamp(min=1)[:, None]
+        return -squared_distances(self.encoder(query_x), means)
+
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([self(x[:t], y[:t], x[t][None]) for t in range(len(x))])
+
+
+class PeeksAtItsLabel(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([self(x[: t + 1], y[: t + 1], x[t][None]) for t in range(len(x))])
+
+
+class PeeksAtTheFirstLabel(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        own = (y[:1, None] == torch.arange(self.spec.n_way)).to(x)
+        return torch.cat([own, super().stream(x, y)[1:]])
+
+
+class CentresItsStream(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().stream(x - x.mean(0), y)
+
+
+class StreamsOtherwise(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        return 2 * super().stream(x, y)
+
+
+class StreamsAnExtraColumn(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        scores = super().stream(x, y)
+        return torch.cat([scores, torch.full_like(scores[:, :1], -1e3)], 1)
+
+
+class StreamsOtherwiseWhenBatched(Streams):
+    def stream(self, x: Tensor, y: Tensor) -> Tensor:
+        scores = super().stream(x, y)
+        return scores * 1.01 if torch._C._functorch.is_batchedtensor(x) else scores
 
 
 class FixedWays(Good):
@@ -658,9 +729,21 @@ FAULTS: Mapping[Check, tuple[type, ...]] = {
     learners.runs_in_float32_and_float64: (AlwaysFloat64,),
     learners.survives_a_state_dict_round_trip: (LearnsOutsideItsState,),
     learners.pickles_to_a_worker_process: (HoldsAFunction,),
-    learners.batched_equals_the_loop: (BranchesOnAValue, OtherWhenBatched),
+    learners.batched_equals_the_loop: (BranchesOnAValue, OtherWhenBatched, StreamsOtherwiseWhenBatched),
     learners.replayed_equals_the_loop: (ReadsProgress,),
     learners.serves_other_shots_and_queries: (FixedShots,),
+    learners.serves_classes_of_unequal_shots: (
+        CutsIntoEqualParts,
+        NotFiniteWhereShotsDiffer,
+        RefusesUnequalShots,
+    ),
+    learners.predicts_a_stream_as_it_comes: (
+        PeeksAtItsLabel,
+        PeeksAtTheFirstLabel,
+        CentresItsStream,
+        StreamsOtherwise,
+        StreamsAnExtraColumn,
+    ),
     learners.serves_other_ways: (FixedWays,),
     learners.meta_training_lowers_its_loss: (GoesUphill,),
     learners.learns_a_separable_task: (IgnoresItsSupport,),
@@ -710,7 +793,7 @@ def test_no_check_is_without_a_fault_that_it_catches() -> None:
     assert all(FAULTS.values())
 
 
-@pytest.mark.parametrize("cls", [Good, Dense, Blobs, Lines, Correct, Error])
+@pytest.mark.parametrize("cls", [Good, Streams, Dense, Blobs, Lines, Correct, Error])
 def test_a_class_without_a_fault_fails_no_check(cls: type) -> None:
     assert failures(cls) == {}
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from metaopt.task import TaskSpec
 from metaopt_encoders.identity import Identity
-from metaopt_memory.mann import MANN, State, presentations
+from metaopt_memory.mann import MANN, State
 
 CLASSES = TaskSpec("classification", (4,), n_way=3, n_shot=2, n_query=2)
 TARGETS = TaskSpec("regression", (4,), n_way=1, n_shot=6, n_query=2, y_size=2)
@@ -126,7 +126,8 @@ def test_new_keys_go_to_slots_of_their_own_until_the_memory_is_full_and_then_to_
     state, written = learner._start(x), []
     for row in x:
         before = state
-        _, state = learner._step(torch.cat([row, torch.zeros(3, dtype=torch.float64)])[None], before)
+        heard, recall = learner._heard(torch.cat([row, torch.zeros(3, dtype=torch.float64)])[None])
+        _, state = learner._step(heard, recall, before)
         moved = (state.memory - before.memory)[0].abs().amax(1).nonzero()[:, 0].tolist()
         assert moved == sorted(before.usage[0].argsort(stable=True)[:2].tolist())
         written.append(moved)
@@ -152,10 +153,6 @@ def test_with_the_memory_unheard_it_is_torchs_lstm() -> None:
         state = cell(row[None], state)
         expected.append(learner.out.weight[:, :size] @ state[0][0] + learner.out.bias)
     torch.testing.assert_close(learner.stream(x, y), torch.stack(expected), rtol=1e-9, atol=1e-12)
-
-
-def test_presentations_count_a_label_with_itself() -> None:
-    assert presentations(torch.tensor([2, 0, 2, 2, 1, 0])).tolist() == [1, 1, 2, 3, 1, 2]
 
 
 @both_kinds

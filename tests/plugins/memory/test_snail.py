@@ -57,6 +57,17 @@ def test_each_query_gets_what_stands_at_the_end_of_a_causal_network_over_the_sup
         torch.testing.assert_close(whole_sequence(learner, inputs)[-1], prediction, rtol=1e-9, atol=1e-12)
 
 
+@both_kinds
+def test_each_example_of_a_stream_gets_what_stands_at_its_place_before_its_label_is_known(spec: TaskSpec) -> None:
+    learner, (x, y, _) = snail(spec), task(spec)
+    labels = torch.eye(3).double()[y] if spec.kind == "classification" else y
+    predictions = learner.stream(x, y)
+    for place, prediction in enumerate(predictions):
+        known = torch.cat([labels[:place], torch.zeros_like(labels[:1])])
+        inputs = torch.cat([x[: place + 1], known], 1)
+        torch.testing.assert_close(whole_sequence(learner, inputs)[-1], prediction, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_shot", [1, 2, 5])
 def test_the_convolutions_alone_let_a_query_see_the_whole_support_set(n_shot: int) -> None:
     spec = TaskSpec("classification", (4,), 3, n_shot, 2)

@@ -1,8 +1,10 @@
 """Arrays become pools as they stand in their file, and what cannot be learned from is refused by its place."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import Generator, Tensor
 
 from metaopt.errors import UserError
 from metaopt.task import POOLS
+from metaopt_tasks import arrays
 from metaopt_tasks.arrays import Arrays
 
 N_CLASSES, N_EXAMPLES = 9, 5
@@ -27,15 +30,15 @@ PICTURES = np.random.default_rng(1).integers(0, 256, (len(X), 3, 6, 8), dtype=np
 def save(folder: Path, suffix: str = ".npz", **given: Any) -> dict[str, str]:
     """Write arrays and return the settings that name them."""
     folder.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {"X": X, "y": Y, **given}
+    held: dict[str, Any] = {"X": X, "y": Y, **given}
     path = folder / f"a{suffix}"
     if suffix == ".npz":
-        np.savez(path, **arrays)
+        np.savez(path, **held)
     elif suffix == ".safetensors":
-        save_file({name: torch.as_tensor(values).contiguous() for name, values in arrays.items()}, path)
+        save_file({name: torch.as_tensor(values).contiguous() for name, values in held.items()}, path)
     else:
-        np.save(path, arrays["X"])
-        np.save(folder / "labels.npy", arrays["y"])
+        np.save(path, held["X"])
+        np.save(folder / "labels.npy", held["y"])
         return {"file": str(path), "labels": str(folder / "labels.npy")}
     return {"file": str(path)}
 
@@ -121,7 +124,7 @@ def test_arrays_may_have_other_names_and_give_groups_and_pools(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("changes", "says"),
     [
         ({"X": np.where(np.arange(X.size).reshape(X.shape) == 22, np.nan, X)}, r"row 7 of .*X holds NaN, infinity"),
         ({"X": np.where(np.arange(X.size).reshape(X.shape) == 22, -np.inf, X)}, r"row 7 of .*X holds NaN, infinity"),
@@ -143,9 +146,9 @@ def test_arrays_may_have_other_names_and_give_groups_and_pools(tmp_path: Path) -
         ({"group": np.arange(45)}, r"the class '0' stands in the groups '0' and '18'"),
     ],
 )
-def test_arrays_that_cannot_be_are_refused_with_what_can(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
+def test_arrays_that_cannot_be_are_refused_with_what_can(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        load(**save(tmp_path, **arrays), split="")
+        load(**save(tmp_path, **changes), split="")
 
 
 def test_labels_in_a_column_are_labels(tmp_path: Path) -> None:
@@ -186,9 +189,35 @@ class Bomb:
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
 def test_pickles_are_refused_and_never_run(tmp_path: Path, suffix: str) -> None:
     bombs = np.array([Bomb()] * len(X), dtype=object)
-    for arrays in ({"X": bombs}, {"y": bombs}):
+    for changes in ({"X": bombs}, {"y": bombs}):
         with pytest.raises(UserError, match=r"a\.np[yz] cannot be read \(.*(allow_pickle|Python objects)"):
-            load(**save(tmp_path, suffix, **arrays))
+            load(**save(tmp_path, suffix, **changes))
+
+
+def test_an_array_packed_to_burst_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, X=np.zeros((2000, 100)), y=np.arange(2000) % 9)
+    by_class(load(file=str(path), duplicates="keep"))
+    monkeypatch.setattr(arrays, "MAX_BYTES", 10**6)  # so that the test needs no gigabyte
+    with pytest.raises(UserError, match=r"bomb\.npz cannot be read \(X would unpack from [\d,]+ bytes to 1,600,128\)"):
+        load(file=str(path))
+    np.savez(path, X=np.zeros((2000, 100)), y=np.arange(2000) % 9)  # as large, and not packed
+    by_class(load(file=str(path), duplicates="keep"))
+
+
+def test_an_array_whose_header_says_more_than_its_file_holds_is_refused(tmp_path: Path) -> None:
+    for suffix in (".npy", ".npz"):
+        given_settings = save(tmp_path, suffix)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 3)})
+        if suffix == ".npy":
+            (tmp_path / "a.npy").write_bytes(header.getvalue() + X.tobytes())
+        else:
+            with ZipFile(tmp_path / "a.npz", "w") as archive:
+                archive.writestr("X.npy", header.getvalue() + X.tobytes())
+                archive.writestr("y.npy", header.getvalue())
+        with pytest.raises(UserError, match=r"cannot be read"):
+            load(**given_settings)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

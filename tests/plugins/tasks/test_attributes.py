@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped]
 from torch import Generator
@@ -89,6 +91,39 @@ def test_safetensors_hold_the_same(tmp_path: Path) -> None:
 def test_descriptions_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         sampler(tmp_path, arrays(**changes))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from([".npz", ".safetensors"]))
+def test_a_file_damaged_anywhere_gives_finite_numbers_or_a_refusal(
+    tmp_path: Path, data: st.DataObject, suffix: str
+) -> None:
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **arrays())
+    else:
+        save_file(arrays(), path)
+    whole = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        whole = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    else:
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(whole)
+    try:
+        tasks = Attributes(Attributes.Config(file=str(path)))
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert "\n" not in refusal
+    for pool in () if refusal else tasks.pools.values():
+        assert pool.sources.isfinite().all()
+        assert pool.descriptions is None or pool.descriptions.isfinite().all()
+
+
+def test_pickled_attributes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.npz cannot be read \(.*allow_pickle"):
+        sampler(tmp_path, arrays(attributes=np.array([[object()]] * N_CLASSES)))
 
 
 def test_a_file_without_attributes_is_refused(tmp_path: Path) -> None:

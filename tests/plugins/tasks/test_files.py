@@ -5,12 +5,12 @@ import io
 import json
 import math
 import sys
-import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaopt.errors import UserError
@@ -130,12 +130,50 @@ def test_parquet_needs_pyarrow_and_says_so(tmp_path: Path, monkeypatch: pytest.M
         read_columns(path)
 
 
-def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = types.SimpleNamespace(to_pydict=lambda: COLUMNS)
-    parquet = types.SimpleNamespace(read_table=lambda path: table)
-    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    assert read_columns(write(tmp_path / "a.parquet", b"PAR1")) == COLUMNS
+def as_parquet(columns: Columns) -> bytes:
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
+def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "n": [1.5, None, -2.0], "vector": [[1, 2], [3], []]}
+    assert read_columns(write(tmp_path / "a.parquet", as_parquet(columns))) == columns
+
+
+MANY = {"text": [f"sätze {n}" for n in range(40)], "label": [f"c{n % 8}" for n in range(40)]}
+WRITTEN: dict[str, Callable[[], bytes]] = {
+    ".csv": lambda: as_csv(MANY).encode(),
+    ".json": lambda: json.dumps(MANY).encode(),
+    ".jsonl": lambda: "\n".join(json.dumps(list(row)) for row in zip(*MANY.values(), strict=True)).encode(),
+    ".parquet": lambda: as_parquet(MANY),
+}
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from(list(WRITTEN)))
+def test_a_table_cut_off_or_damaged_anywhere_is_read_or_refused_in_one_line_and_nothing_is_written(
+    data: st.DataObject, suffix: str, tmp_path: Path
+) -> None:
+    whole = bytearray(WRITTEN[suffix]())
+    cut = data.draw(st.booleans())
+    if cut:
+        whole = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    else:
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = write(tmp_path / f"a{suffix}", bytes(whole))
+    before = set(tmp_path.rglob("*"))
+    refusal, columns = "", {}
+    try:
+        columns = read_columns(path)
+    except UserError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+    assert not refusal or path.name in refusal
+    assert refusal or len({len(values) for values in columns.values()}) == 1
+    assert refusal or not cut or suffix in {".csv", ".jsonl"}, "only what is written line by line may end early unseen"
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_path_is_looked_for_here_and_then_where_metaopt_data_points(

@@ -2,11 +2,13 @@
 
 import csv
 import os
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -558,6 +560,35 @@ def test_a_file_too_large_unpacked_is_refused_unread(tmp_path: Path, monkeypatch
     monkeypatch.setattr(images, "MAX_BYTES", 50)
     with pytest.raises(UserError, match=r"ant/0\.png is damaged \(it has \d+ bytes, more than 50\)"):
         load(write_zip(tmp_path / "a.zip", files_of(CLASSES)))
+
+
+def test_a_zip_file_that_lies_about_the_size_of_a_picture_is_refused(tmp_path: Path, cache: Path) -> None:
+    """Its directory says 100 bytes, and the packed bytes unpack to ten million."""
+    path = tmp_path / "a.zip"
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name, content in files_of(CLASSES).items():
+            archive.writestr(name, content)
+        archive.writestr("ant/bomb.png", bytes(10**7))
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", 10**7)) >= 1
+    path.write_bytes(content.replace(struct.pack("<I", 10**7), struct.pack("<I", 100)))
+    with pytest.raises(UserError, match=r"ant/bomb\.png is damaged \(Bad CRC-32"):
+        load(path)
+    assert len(pictures(load(path, damaged="skip"), "ant")) == N_EXAMPLES
+
+
+def test_a_picture_of_more_pixels_than_memory_holds_is_refused_undecoded(root: Path, cache: Path) -> None:
+    header = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", b""),
+        (b"IEND", b""),
+    ):
+        header += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    write(root, {"ant/huge.png": header})
+    with pytest.raises(UserError, match=r"ant/huge\.png is damaged \(Image size \(3600000000 pixels\) exceeds"):
+        load(root)
+    assert cached(cache) == []
 
 
 def test_names_may_hold_spaces_and_any_letters(tmp_path: Path) -> None:

@@ -475,6 +475,13 @@ def test_a_damaged_drawing_in_a_zip_file_is_refused_by_its_name(root: Path) -> N
         load(root)
 
 
+def test_a_drawing_packed_to_burst_is_refused_unread(root: Path) -> None:
+    with ZipFile(root / "images_background.zip", "a", ZIP_DEFLATED) as archive:
+        archive.writestr("images_background/Greek/character01/0001_99.png", bytes(omniglot.MAX_BYTES + 1))
+    with pytest.raises(UserError, match=r"0001_99\.png is damaged \(it has 1,048,577 bytes, more than 1,048,576\)"):
+        load(root)
+
+
 def test_a_damaged_drawing_in_a_folder_is_refused_by_its_name(tmp_path: Path, cache: Path) -> None:
     root = write_folders(tmp_path / "data")
     path = root / "images_evaluation/Angelic/character02/0002_03.png"
