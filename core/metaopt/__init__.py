@@ -1,8 +1,18 @@
 """metaopt: search few-shot learning algorithms and their hyperparameters together."""
 
 from importlib.metadata import version
+from typing import Any
 
 from metaopt.hookspecs import hookimpl
 
-__all__ = ["__version__", "hookimpl"]
+__all__ = ["__version__", "hookimpl", "load"]
 __version__ = version("metaopt-fewshot")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes torch and scikit-learn only where it is used."""
+    if name == "load":
+        from metaopt.estimator import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
     _model_arguments(commands)
+    _use_arguments(commands)
     return parser
 
 
@@ -132,6 +133,32 @@ def _model_arguments(commands: Any) -> None:
     compare.add_argument("--seed", type=int, default=1, metavar="N", help="which tasks (default: 1)")
     _device(compare)
     _json(compare)
+
+
+def _use_arguments(commands: Any) -> None:
+    export = _command(commands, "export", _export, "copy a run's winner into a folder to keep, with a card")
+    export.add_argument("run", type=Path, metavar="DIR", help="a run folder, or a saved model")
+    export.add_argument(
+        "target", type=Path, metavar="MODEL", help="the new folder; with --adapted, a file such as m.pt2"
+    )
+    export.add_argument("--licence", metavar="TEXT", help="the licence of the data, for the card")
+    export.add_argument(
+        "--adapted", type=Path, metavar="SUPPORT", help="write a torch.export program that knows these classes instead"
+    )
+    _json(export)
+
+    predict = _command(commands, "predict", _predict, "learn classes from a few examples and name those of others")
+    predict.add_argument("model", type=Path, metavar="MODEL", help="a saved model, or a run folder")
+    predict.add_argument(
+        "--support", type=Path, required=True, metavar="PATH",
+        help="examples to learn from: a folder of pictures for each class, or a file with a column of labels",
+    )  # fmt: skip
+    predict.add_argument(
+        "--query", type=Path, required=True, metavar="PATH", help="examples to name: a folder of pictures, or a file"
+    )
+    predict.add_argument("--output", type=Path, metavar="CSV", help="write names, labels and probabilities there")
+    _device(predict)
+    _json(predict)
 
 
 def _group(commands: Any, name: str, help: str) -> Any:
@@ -323,7 +350,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from metaopt.study import model, tested
 
     registry = plugins.load()
-    learner, bench, config = model.load(options.model, registry, _torch_device(options.device))
+    learner, bench, config = model.load_with_bench(options.model, registry, _torch_device(options.device))
     if options.on:
         about = {"model": str(options.model), "study": bench.study.name, "learner": learner.name}
         found = about | benchmark.evaluate(learner, bench, registry, options.on)
@@ -364,6 +391,37 @@ def _compare(options: argparse.Namespace) -> int:
     for entry in found["models"] if options.pool == "test" else ():
         tested.note(Path(entry["model"]), f"compare --seed {options.seed}", trial=entry["trial"], tasks=options.tasks)
     _print_json(found) if options.json else terminal.show_comparison(found)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import model
+
+    _torch_device("cpu")
+    if options.adapted:
+        from metaopt.predict import adapted
+
+        classifier = adapted(options.run, options.adapted, "cpu")
+        classifier.export(options.target)
+        found = {"file": str(options.target), "learner": classifier.learner_.name,
+                 "classes": [str(name) for name in classifier.classes_]}  # fmt: skip
+    else:
+        kept = model.export(options.run, options.target, plugins.load(), options.licence)
+        found = {"model": str(options.target), "learner": kept.learner.name,
+                 "files": sorted(path.name for path in options.target.iterdir())}  # fmt: skip
+    _print_json(found) if options.json else terminal.show_exported(found)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+    from metaopt.predict import predict, write_csv
+
+    found = predict(options.model, options.support, options.query, _torch_device(options.device).type)
+    if options.output:
+        write_csv(options.output, found)
+    _print_json(found) if options.json else terminal.show_answers(found, options.output)
     return 0
 
 

@@ -40,6 +40,8 @@ class Learner(nn.Module):
     """Whether the order of the support set changes what it learns, as for a sequence or for mini-batches in turn."""
     any_way: ClassVar[bool] = False
     """Whether it can be meta-trained with one number of ways and used with another."""
+    equal_shots: ClassVar[bool] = False
+    """Whether it needs as many support examples of each class."""
     traceable: ClassVar[bool] = True
     """Whether it runs the same operators for all tasks of one size; not so where it reads `progress`."""
     batchable: ClassVar[bool] = True

@@ -199,7 +199,7 @@ def meta_test(
             one = of_size.setdefault(spec, learner.with_spec(spec))
             batch = sampler.draw(pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = _predict(one, executor, batch, views)
+            predictions = predict(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
             outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters)
             new = objective.score(outcome).double().cpu()
@@ -211,7 +211,7 @@ def meta_test(
     return Scores(scores, not_finite, objective.contributions(scores))
 
 
-def _predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
+def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
     predictions = executor.map(learner, "forward", batch.support_x, batch.support_y, batch.query_x)
     assert isinstance(predictions, Tensor)

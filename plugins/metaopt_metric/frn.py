@@ -24,6 +24,7 @@ class FRN(Learner):
 
     name = "frn"
     any_way = True
+    equal_shots = True
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

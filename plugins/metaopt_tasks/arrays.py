@@ -3,7 +3,7 @@
 A large X in a .npy file, with y in another, is mapped and need not fit in memory.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,28 @@ from torch import Tensor
 
 from metaopt.errors import UserError, unknown
 from metaopt.pools import ClassSampler, Labels, Split, apart, digest, divide
+from metaopt.preprocessing import Given, Preprocessing
 from metaopt_tasks.files import find
 
 AT_ONCE = 2**24  # numbers looked at together
 SUFFIXES = (".npz", ".npy", ".safetensors")
+
+
+class ArrayFile(Preprocessing):
+    """Takes arrays as the study did, and reads them from the same kinds of file; see `Arrays`."""
+
+    def make(self, examples: Any) -> Tensor:
+        """Return examples (n, *x_shape), of which bytes stay such where the study's were."""
+        return self.shaped(examples)
+
+    def read(self, path: Path, *, labelled: bool) -> Given:
+        """Return X, and y where it is asked for, of a .npz or .safetensors file."""
+        path = find("file", str(path), "a .npz or .safetensors file")
+        config = Arrays.Config(x=self.settings["x"], y=self.settings["y"])
+        arrays = _read(path, config, labelled=labelled)
+        x = _examples(f"{path}: {config.x}", arrays[config.x])
+        labels = _texts(f"{path}: {config.y}", arrays[config.y], len(x)) if labelled else None
+        return Given([f"row {row}" for row in range(len(x))], x.numpy(), labels)
 
 
 class Arrays(ClassSampler):
@@ -31,6 +49,7 @@ class Arrays(ClassSampler):
     """
 
     name = "arrays"
+    made_by = ArrayFile
 
     @dataclass(frozen=True)
     class Config(Split):
@@ -62,16 +81,31 @@ class Arrays(ClassSampler):
         digests = np.stack([digest(example.numpy().tobytes()) for example in examples])
         self.fill(examples, apart(pools, digests, names, config))
 
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        in_bytes = self.pools["train"].sources.dtype == torch.uint8
+        return ArrayFile(x_shape, {"bytes": in_bytes, "x": self.config.x, "y": self.config.y})
 
-def _read(path: Path, config: Arrays.Config) -> dict[str, Any]:
-    """Return X, y and, where the file has them, group and pool by name. Nothing in it is run: pickles are refused."""
+    @classmethod
+    def recognise(cls, path: Path) -> Mapping[str, Any] | None:
+        if path.suffix.lower() not in {".npz", ".safetensors"}:
+            return None
+        x = _examples(f"{path}: X", _read(path, cls.Config())["X"])
+        encoder = {"mlp": {"width": [64, 256]}} if x.ndim == 2 else {"conv4": {"width": 32, "pool": "stride"}}
+        return {"tasks": {"file": str(path)}, "encoder": encoder}
+
+
+def _read(path: Path, config: Arrays.Config, *, labelled: bool = True) -> dict[str, Any]:
+    """Return X, y and, where the file has them, group and pool by name. Nothing in it is run: pickles are refused.
+
+    Where it is not `labelled`, y need not be there.
+    """
     if config.labels and path.suffix != ".npy":
         raise UserError(
             f"tasks.labels is set and {path} holds its labels itself, as {config.y}; leave tasks.labels out"
         )
 
     def chosen(names: Collection[str], get: Callable[[str], Any]) -> dict[str, Any]:
-        for name in (config.x, config.y):
+        for name in (config.x, config.y)[: 1 + labelled]:
             if name not in names:
                 raise UserError(f"{path}: {unknown('array', name, names)}")
         return {name: get(name) for name in (config.x, config.y, config.group, config.pool) if name in names}

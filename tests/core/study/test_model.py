@@ -13,7 +13,7 @@ from metaopt import plugins, seeds
 from metaopt.errors import UserError
 from metaopt.study import model
 from metaopt.study.file import resolve
-from metaopt.study.model import CONFIG, WEIGHTS, load, save
+from metaopt.study.model import CARD, CONFIG, WEIGHTS, load_with_bench, save
 from metaopt.study.search import run
 from metaopt.study.trial import Bench, TrialResult
 from metaopt.terminal import Quiet
@@ -57,7 +57,7 @@ def changed(folder: Path, **changes: Any) -> None:
 
 
 def test_a_loaded_winner_reproduces_its_report_and_its_fresh_score(best: Path) -> None:
-    learner, bench, config = load(best, REGISTRY, CPU)
+    learner, bench, config = load_with_bench(best, REGISTRY, CPU)
     board = json.loads((best.parent / "leaderboard.json").read_text())
     report = board["finalists"][0]["report"]
     scores = bench.score(learner, "test", "report", report["tasks"])
@@ -69,7 +69,7 @@ def test_a_loaded_winner_reproduces_its_report_and_its_fresh_score(best: Path) -
 
 
 def test_a_loaded_winner_predicts_what_the_finalist_predicted(best: Path) -> None:
-    learner, bench, config = load(best, REGISTRY, CPU)
+    learner, bench, config = load_with_bench(best, REGISTRY, CPU)
     finalist = bench.build(config["params"], config["seed"])
     weights = best.parent / "finalists" / f"{config['trial']:05d}-0.safetensors"
     assert any(not torch.equal(p, q) for p, q in zip(finalist.parameters(), learner.parameters(), strict=True))
@@ -83,7 +83,7 @@ def test_the_config_says_what_it_takes_to_train_the_winner_again(best: Path) -> 
     config = json.loads((best / CONFIG).read_text())
     assert resolve(config["study"], "config", REGISTRY) == resolve(STUDY, "s.yaml", REGISTRY)
     assert (config["format"], config["transductive"], config["trained_tasks"], config["planned_tasks"]) == (
-        1,
+        2,
         False,
         8,
         8,
@@ -93,7 +93,7 @@ def test_the_config_says_what_it_takes_to_train_the_winner_again(best: Path) -> 
 
 
 def test_a_new_winner_takes_the_old_ones_place_whole(copy: Path) -> None:
-    learner, bench, config = load(copy, REGISTRY, CPU)
+    learner, bench, config = load_with_bench(copy, REGISTRY, CPU)
     (copy / "stray").touch()
     weights = copy.parent / "new.safetensors"
     save_file({name: torch.zeros_like(tensor) for name, tensor in learner.state_dict().items()}, weights)
@@ -103,9 +103,9 @@ def test_a_new_winner_takes_the_old_ones_place_whole(copy: Path) -> None:
     result = TrialResult(9, "complete", "protonet", config["params"], 3, trained_tasks=5)
     entry = {"report": config["report"], "transductive": False}
     save(copy, bench, result, weights, {"finalists": [entry], "versions": {}})
-    assert {path.name for path in copy.iterdir()} == {WEIGHTS, CONFIG}
+    assert {path.name for path in copy.iterdir()} == {WEIGHTS, CONFIG, CARD}
     assert {path.name for path in copy.parent.iterdir()} == {"best", "new.safetensors"}
-    again, _, found = load(copy, REGISTRY, CPU)
+    again, _, found = load_with_bench(copy, REGISTRY, CPU)
     assert (found["trial"], found["seed"], found["trained_tasks"]) == (9, 3, 5)
     assert all((parameter == 0).all() for parameter in again.parameters())
 
@@ -157,11 +157,11 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_spoilt_model_is_refused_in_one_sentence(copy: Path, spoil: Callable[[Path], object], said: str) -> None:
     spoil(copy)
     with pytest.raises(UserError) as refused:
-        load(copy, REGISTRY, CPU)
+        load_with_bench(copy, REGISTRY, CPU)
     assert str(refused.value).startswith((f"{copy}: {said}", f"{copy / CONFIG}: {said}"))
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_copy_that_is_not_spoilt_loads(copy: Path) -> None:
-    learner, _, config = model.load(copy, REGISTRY, CPU)
+    learner, _, config = model.load_with_bench(copy, REGISTRY, CPU)
     assert learner.name == config["params"]["learner"] == "protonet"
