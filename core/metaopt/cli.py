@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from metaopt.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import torch
+
+    from metaopt.plugins import Registry
 
 INTERRUPTED = 130
 
@@ -59,7 +62,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _study_arguments(study: Any) -> None:
     run = _command(study, "run", _study_run, "run a study, or go on with one that was interrupted")
-    run.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    run.add_argument(
+        "study", metavar="STUDY", help="a study file, the name of one that comes with metaopt, or your data"
+    )
+    sizes = run.add_argument_group("data", "of STUDY where it is a folder of pictures, a table, texts or arrays")
+    sizes.add_argument("--way", type=_count, metavar="N", help="classes to tell apart (default: 5)")
+    sizes.add_argument("--shot", type=_count, metavar="N", help="examples to learn each from (default: 1)")
+    sizes.add_argument("--minutes", type=_minutes, metavar="N", help="time for all of it (default: 10)")
     run.add_argument("--trials", type=_count, metavar="N", help="trials in all, those already done included")
     run.add_argument("--timeout", metavar="TIME", help="time for all of it, such as 90s, 10m or 2h")
     run.add_argument("--seed", type=int, metavar="N", help="the study's seed, from which all others are made")
@@ -199,18 +208,30 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0.1 <= minutes <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0.1 to 10000")
+    return minutes
+
+
 def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import crew, file, search, trial, versions
+    from metaopt.study import crew, file, propose, search, trial, versions
 
     device = _torch_device(options.device)
     overrides = [
         *options.set,
         *(f"{key}={value}" for key in ("trials", "timeout", "seed") if (value := getattr(options, key)) is not None),
     ]
-    registry, path = plugins.load(), _study_file(options.study)
+    registry, given = plugins.load(), _data(options)
+    path = given or _study_file(options.study)
     try:
-        study = file.load(path, registry, overrides)
+        raw = _proposed(path, options, registry) if given else None
+        study = file.load(path, registry, overrides, raw)
     except UserError as error:
         raise versions.explained(error, versions.kept(options.output or Path("runs") / _name(path))) from None
     try:
@@ -219,6 +240,9 @@ def _study_run(options: argparse.Namespace) -> int:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
+    if raw:
+        print(propose.about(raw, path, bench.sampler), file=sys.stderr)  # noqa: T201
+        print(f"the study file is {folder / 'study.yaml'}", file=sys.stderr)  # noqa: T201
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
         board = search.run(
             bench,
@@ -438,6 +462,36 @@ def _shipped() -> Path:
     """Return the folder of the studies that come with metaopt: in the package, or beside it in a checkout."""
     installed = Path(__file__).parent / "studies"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "studies"
+
+
+def _data(options: argparse.Namespace) -> Path | None:
+    """Return the data that a study is asked of; None where it is a study file."""
+    from metaopt.study.propose import SUFFIXES
+
+    path = Path(options.study)
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        return path
+    sizes = [flag for flag in ("way", "shot", "minutes") if getattr(options, flag) is not None]
+    if sizes and path.suffix.lower() == ".json" and path.is_file():
+        return path
+    if sizes:
+        raise UserError(
+            f"--{sizes[0]} is for data, and {options.study} is a study file; write it there, or give --set "
+            "tasks.n_way=5, --set tasks.n_shot=1 or --timeout 10m"
+        )
+    return None
+
+
+def _proposed(path: Path, options: argparse.Namespace, registry: "Registry") -> dict[str, Any]:
+    from metaopt.study import propose
+
+    return propose.propose(
+        path,
+        registry,
+        n_way=propose.DEFAULT_WAY if options.way is None else options.way,
+        n_shot=propose.DEFAULT_SHOT if options.shot is None else options.shot,
+        minutes=propose.DEFAULT_MINUTES if options.minutes is None else options.minutes,
+    )
 
 
 def _study_file(given: str) -> Path:

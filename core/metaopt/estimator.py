@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin  # type: ignore[import-untyped]
+from sklearn.utils import assert_all_finite  # type: ignore[import-untyped]
 from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]
 from sklearn.utils.validation import (  # type: ignore[import-untyped]
     check_array,
@@ -74,13 +75,17 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         if support and model.spec.description_shape:
             make, shape = Preprocessing(model.spec.description_shape), model.spec.description_shape
         if make.takes == "arrays" and len(shape) == 1 and not isinstance(X, Tensor):
-            X = validate_data(self, X, reset=support) if shape == model.spec.x_shape else check_array(X)
-            if X.shape[1:] != shape:
-                raise InputError(f"X has {X.shape[1]} features and the model takes {shape[0]}; give those of its study")
+            X = self._wide(validate_data(self, X, reset=support), shape[0])
         elif support:  # of another model before this one
             self.__dict__.pop("n_features_in_", None)
         examples: Tensor = make(X).to(model.device)
         return examples
+
+    def _wide(self, X: NDArray[Any], n_features: int) -> NDArray[Any]:
+        """Return vectors of the length that the model takes. InputError where theirs is another."""
+        if X.shape[1] != n_features:
+            raise InputError(f"X has {X.shape[1]} features and the model takes {n_features}; give those of its study")
+        return X
 
     def _fitted(self, learner: Learner, support_x: Tensor, support_y: Tensor) -> None:
         """Keep a task's support set; learning from it is the learner's `forward`, with the queries."""
@@ -116,11 +121,14 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         Raises InputError, a ValueError, where the learner cannot learn such a task.
         """
         self.model_ = self.opened()
-        support = self._examples(X, support=True)
+        if y is None:
+            raise InputError("a classifier requires y to be passed, but the target y is None; give the class of each")
         y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
-        check_consistent_length(support, y)
         classes, labels = np.unique(y, return_inverse=True)
+        support = self._examples(X, support=True)
+        check_consistent_length(support, y)
         learner = _for_ways(self.model_, classes, labels)
         self.classes_ = classes
         self._fitted(learner, support, torch.from_numpy(labels).to(support.device))
@@ -151,6 +159,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """Learn a task from its support set: examples X (n, …) and targets y, (n,) or (n, y_size)."""
         self.model_ = self.opened()
+        if y is None:
+            raise InputError("a regressor requires y to be passed, but the target y is None; give that of each example")
         support = self._examples(X, support=True)
         targets = check_array(y, ensure_2d=False, dtype=np.float32, input_name="y")
         check_consistent_length(support, targets)
@@ -172,9 +182,9 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
 def _for_ways(model: Model, classes: NDArray[Any], labels: NDArray[np.int64]) -> Learner:
     """Return the learner sized for these classes. InputError where it cannot learn them."""
     learner, n_way = model.learner, len(classes)
-    counts = np.bincount(labels, minlength=n_way)
+    counts, names = np.bincount(labels, minlength=n_way), classes.tolist()
     if n_way < 2:
-        raise InputError(f"y has one class, {classes.tolist()[0]!r}; a classifier needs examples of two or more")
+        raise InputError(f"y has one class, {names[0]!r}; a classifier needs examples of two or more")
     if not learner.any_way and n_way != learner.spec.n_way:
         raise InputError(
             f"{learner.name} learns a fixed number of ways, here {learner.spec.n_way}, and y has {n_way} classes; give "
@@ -183,13 +193,12 @@ def _for_ways(model: Model, classes: NDArray[Any], labels: NDArray[np.int64]) ->
     if learner.equal_shots and len(set(counts.tolist())) > 1:
         raise InputError(
             f"{learner.name} needs as many examples of each class, and y has {counts.min()} of "
-            f"{classes[counts.argmin()]!r} and {counts.max()} of {classes[counts.argmax()]!r}; give "
-            f"{counts.min()} of each"
+            f"{names[counts.argmin()]!r} and {counts.max()} of {names[counts.argmax()]!r}; give {counts.min()} of each"
         )
     if model.spec.description_shape and counts.max() > 1:
         raise InputError(
             f"the model learns a class from one description, and y has {counts.max()} of "
-            f"{classes[counts.argmax()]!r}; give one of each"
+            f"{names[counts.argmax()]!r}; give one of each"
         )
     return _sized(model, n_way, int(counts.max()))
 
