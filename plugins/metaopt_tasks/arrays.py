@@ -21,6 +21,7 @@ from metaopt.preprocessing import Given, Preprocessing
 from metaopt_tasks.files import find
 
 AT_ONCE = 2**24  # numbers looked at together
+SMALLEST = 16  # pixels of a picture that conv4 takes
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
 
@@ -90,7 +91,8 @@ class Arrays(ClassSampler):
         if path.suffix.lower() not in {".npz", ".safetensors"}:
             return None
         x = _examples(f"{path}: X", _read(path, cls.Config())["X"])
-        encoder = {"mlp": {"width": [64, 256]}} if x.ndim == 2 else {"conv4": {"width": 32, "pool": "stride"}}
+        pictures = x.ndim == 4 and min(x.shape[2:]) >= SMALLEST
+        encoder = {"conv4": {"width": 32, "pool": "stride"}} if pictures else {"mlp": {"width": [64, 256]}}
         return {"tasks": {"file": str(path)}, "encoder": encoder}
 
 

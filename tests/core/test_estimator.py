@@ -179,7 +179,7 @@ def test_it_is_cross_validated(saved: Saved) -> None:
     assert scores.mean() > 0.9
 
 
-def blobs() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def blobs() -> tuple[np.ndarray, np.ndarray]:
     """Three classes of rows of 64 numbers, far apart."""
     random = np.random.default_rng(0)
     y = np.repeat(["x", "y", "z"], 8)

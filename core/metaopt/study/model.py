@@ -140,7 +140,7 @@ def load(folder: Path, registry: Registry, device: torch.device) -> Model:
         spec, train_spec = _spec(config["spec"]), _spec(config["train_spec"])
         cls = registry.task_sampler(resolved.tasks.sampler).made_by
         preprocessing = cls(spec.x_shape, config["preprocessing"], arrays)
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: what makes examples ready does not fit its config ({_reason(error)}); export the model again"
         ) from None
