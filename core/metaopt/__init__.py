@@ -1,5 +1,6 @@
 """metaopt: search few-shot learning algorithms and their hyperparameters together."""
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,5 @@ __version__ = version("metaopt-fewshot")
 def __getattr__(name: str) -> Any:
     """Import what takes torch and scikit-learn only where it is used."""
     if name == "load":
-        from metaopt.estimator import load
-
-        return load
+        return import_module("metaopt.estimator").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

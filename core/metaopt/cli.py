@@ -464,14 +464,19 @@ def _shipped() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "studies"
 
 
+def _shipped_names() -> dict[str, Path]:
+    return {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
+
+
 def _data(options: argparse.Namespace) -> Path | None:
     """Return the data that a study is asked of; None where it is a study file."""
     from metaopt.study.propose import SUFFIXES
 
     path = Path(options.study)
-    if path.is_dir() or path.suffix.lower() in SUFFIXES:
-        return path
     sizes = [flag for flag in ("way", "shot", "minutes") if getattr(options, flag) is not None]
+    shipped = options.study in _shipped_names() and not sizes  # which also a folder may be called
+    if (path.is_dir() and not shipped) or path.suffix.lower() in SUFFIXES:
+        return path
     if sizes and path.suffix.lower() == ".json" and path.is_file():
         return path
     if sizes:
@@ -498,7 +503,7 @@ def _study_file(given: str) -> Path:
     path = Path(given)
     if path.is_file() or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         return path
-    names = {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
+    names = _shipped_names()
     if given not in names:
         raise UserError(unknown("study file or shipped study", given, names))
     return names[given]
