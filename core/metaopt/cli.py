@@ -240,7 +240,7 @@ def _study_run(options: argparse.Namespace) -> int:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
-    if raw:
+    if raw and not options.quiet:
         print(propose.about(raw, path, bench.sampler), file=sys.stderr)  # noqa: T201
         print(f"the study file is {folder / 'study.yaml'}", file=sys.stderr)  # noqa: T201
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:

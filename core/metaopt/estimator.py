@@ -72,14 +72,15 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         """Return examples as the learner takes them, (n, *x_shape). Where they are vectors, as scikit-learn checks."""
         model = self.model_
         make, shape = model.preprocessing, model.spec.x_shape
-        if support and model.spec.description_shape:
-            make, shape = Preprocessing(model.spec.description_shape), model.spec.description_shape
-        if make.takes == "arrays" and len(shape) == 1 and not isinstance(X, Tensor):
-            X = self._wide(validate_data(self, X, reset=support), shape[0])
-        elif support:  # of another model before this one
+        if support:  # of another model before this one
             self.__dict__.pop("n_features_in_", None)
-        examples: Tensor = make(X).to(model.device)
-        return examples
+        if support and model.spec.description_shape:  # these describe classes, and are no X as the queries are
+            examples: Tensor = Preprocessing(model.spec.description_shape)(X)
+        elif make.takes == "arrays" and len(shape) == 1 and not isinstance(X, Tensor):
+            examples = make(self._wide(validate_data(self, X, reset=support), shape[0]))
+        else:
+            examples = make(X)
+        return examples.to(model.device)
 
     def _wide(self, X: NDArray[Any], n_features: int) -> NDArray[Any]:
         """Return vectors of the length that the model takes. InputError where theirs is another."""

@@ -238,3 +238,18 @@ def test_a_regression_learner_gives_a_regressor(saved: Saved) -> None:
         assert regressor.fit(support_x, support_y.numpy()).predict(query_x).shape == expected.shape
     with pytest.raises(ValueError, match="the model learns 1 numbers an example"):
         regressor.fit(support_x, np.zeros((5, 2)))
+
+
+def test_a_zero_shot_learner_learns_classes_from_their_descriptions(saved: Saved, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    attributes, y = random.normal(size=(9, 3)), np.repeat(np.arange(9), 5)
+    np.savez(tmp_path / "a.npz", X=attributes[y] @ random.normal(size=(3, 6)), y=y, attributes=attributes)
+    tasks_ = {"sampler": "attributes", "file": str(tmp_path / "a.npz"), "n_way": 2, "n_shot": 1, "n_query": 2,
+              "split": "1/1/1"}  # fmt: skip
+    folder, bench = saved({"name": "z", "tasks": tasks_, "encoder": "identity"}, "eszsl")
+    clf = metaopt.load(folder)
+    for support_x, support_y, query_x, _ in tasks(bench, 2):
+        clf.fit(support_x.numpy(), support_y.numpy())
+        assert clf.predict_proba(query_x.numpy()).shape == (4, 2)
+        with pytest.raises(ValueError, match="the model learns a class from one description, and y has 2 of 0"):
+            clf.fit(torch.cat([support_x, support_x]), [0, 1, 0, 1])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_the_command_says_what_it_found_and_where_the_study_file_is(
     space: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(space)
-    command = "study run data --way 3 --minutes 0.1 --trials 1 --quiet --output other --set learners=[pixels]"
+    command = "study run data --way 3 --minutes 0.1 --trials 1 --output other --set learners=[pixels]"
     assert cli.main([*command.split(), "--set", "evaluation.report_tasks=4"]) == 0
     err = capsys.readouterr().err
     assert "data reads as images: 9 classes, apart (" in err
@@ -88,6 +89,21 @@ def test_pictures_are_named(space: Path, tmp_path: Path, capsys: pytest.CaptureF
         rows = list(csv.reader(file))
     assert rows[0] == ["name", "label", "probability"]
     assert [row[:2] for row in rows[1:]] == [["day.png", "day"], ["dusk.png", "dusk"], ["night.png", "night"]]
+
+
+def test_the_readmes_lines_of_python_run(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(import metaopt\n.*?)```", readme, re.DOTALL)
+    said(capsys, "export", space / "runs" / "data", tmp_path / "model")
+    for name, grey in (("a/1", 0), ("a/2", 1), ("b/1", 200), ("new", 201)):
+        picture(tmp_path / f"{name}.png", grey, 0)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["clf"].predict(["new.png"]).tolist() == ["beta"]
+    assert names["clf"].classes_.tolist() == ["alpha", "beta"]
 
 
 def test_an_adapted_model_is_written_as_a_program(

@@ -18,11 +18,11 @@ ENOUGH = 5
 QUERIES = (15, 10, 5, 3, 2, 1)
 """Queries a class, the most that the smallest class has room for."""
 LEARNERS: Mapping[str, float] = {
-    "pixels": 0, "pretrain": 0, "protonet": 0, "matching": 0, "r2d2": 0, "anil": 10, "maml": 30,
+    "pixels": 0, "pretrain": 0, "protonet": 0, "matching": 5, "r2d2": 5, "anil": 10, "maml": 30,
 }  # fmt: skip
 """Learners, with the minutes from which they have a chance; baselines first."""
-SHARES = 16
-"""Shares of the time of which a trial's meta-training takes one: every learner once, the best again, the finalists."""
+TRAIN_QUERY = 5
+"""Queries a class of train tasks, at most: the fewer, the more tasks in the same time."""
 LONG = 5.0
 """Minutes from which scores are on as many tasks as in a study file that does not say."""
 
@@ -49,15 +49,17 @@ def propose(path: Path, registry: Registry, *, n_way: int, n_shot: int, minutes:
     if len(found) > 1:
         raise UserError(f"{path} is read by {' and '.join(sorted(found))}; write a study file that names one of them")
     [(sampler, keys)] = found.items()
+    learners = [name for name, least in LEARNERS.items() if name in registry.learners and minutes >= least]
+    shares = 2 * len(learners) + 2  # of the time: every learner, the best ones again, the finalists
     study: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._")[:60] or "data",
         **keys,
         "tasks": {"sampler": sampler, **keys["tasks"], "n_way": n_way, "n_shot": n_shot},
-        "learners": {name: None for name, least in LEARNERS.items() if name in registry.learners and minutes >= least},
+        "learners": learners,
         "outer": {"lr": {"low": 5e-4, "high": 1e-2}, "schedule": ["constant", "cosine"]},
         "trials": 200,
         "timeout": f"{minutes:g}m",
-        "budget": {"cpu_seconds": max(1.0, round(60 * minutes / SHARES, 1))},
+        "budget": {"cpu_seconds": max(1.0, round(60 * minutes / shares, 1))},
         "evaluation": {} if minutes >= LONG else {"tasks": 100, "finalists": 2, "report_tasks": 400},
     }
     study["tasks"] = _that_work(path, study, registry)
@@ -100,7 +102,7 @@ def _that_work(path: Path, study: Mapping[str, Any], registry: Registry) -> dict
                 continue  # so few classes are left that there is nothing to fit to
             total = sum(map(len, getattr(sampler, "classes", {}).values()))
             if (n_query := _queries(sampler, n_way, n_shot)) is not None:
-                return {**tried, "n_query": n_query}
+                return {**tried, "n_query": n_query, "train_query": min(n_query, TRAIN_QUERY)}
     smaller = f"give --way {total // 3} or less, or " if total >= 6 else ""
     raise UserError(
         f"{path}: {n_way}-way {n_shot}-shot tasks need {3 * n_way} classes of {n_shot + 1} examples or more, {n_way} "
