@@ -73,7 +73,7 @@ def write(path: Path, content: bytes) -> None:
 def listed(name: str, folder: Path) -> list[str]:
     """Return a command that lists a folder and what it prints on a terminal of 110 columns."""
     columns = ["ls", "-C", "-w", "110", name]
-    return [f"$ ls {name}", *subprocess.check_output(columns, cwd=folder, text=True).splitlines(), ""]
+    return [f"$ ls {name}", *subprocess.check_output(columns, cwd=folder, text=True).expandtabs().splitlines(), ""]
 
 
 def printed(command: str, folder: Path) -> list[str]:

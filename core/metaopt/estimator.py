@@ -136,7 +136,11 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability of each of `classes_`, (n, n_classes), whose rows add up to 1."""
+        """Return the probability of each of `classes_`, (n, n_classes), whose rows add up to 1.
+
+        These are the softmax of the learner's scores, and as sure as its training made them: a learner that was not
+        trained by them, as nearest class mean after pretraining, ranks well and is far from sure of itself.
+        """
         probabilities: NDArray[np.float64] = self._predictions(X).double().softmax(1).numpy()
         return probabilities
 

@@ -245,7 +245,7 @@ def test_a_zero_shot_learner_learns_classes_from_their_descriptions(saved: Saved
     attributes, y = random.normal(size=(9, 3)), np.repeat(np.arange(9), 5)
     np.savez(tmp_path / "a.npz", X=attributes[y] @ random.normal(size=(3, 6)), y=y, attributes=attributes)
     tasks_ = {"sampler": "attributes", "file": str(tmp_path / "a.npz"), "n_way": 2, "n_shot": 1, "n_query": 2,
-              "split": "1/1/1"}  # fmt: skip
+              "split": "3/3/3"}  # fmt: skip
     folder, bench = saved({"name": "z", "tasks": tasks_, "encoder": "identity"}, "eszsl")
     clf = metaopt.load(folder)
     for support_x, support_y, query_x, _ in tasks(bench, 2):

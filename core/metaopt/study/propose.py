@@ -50,7 +50,7 @@ def propose(path: Path, registry: Registry, *, n_way: int, n_shot: int, minutes:
         raise UserError(f"{path} is read by {' and '.join(sorted(found))}; write a study file that names one of them")
     [(sampler, keys)] = found.items()
     learners = [name for name, least in LEARNERS.items() if name in registry.learners and minutes >= least]
-    shares = 2 * len(learners) + 2  # of the time: every learner, the best ones again, the finalists
+    shares = 2 * len(learners) + 4  # of the time: every learner, the best ones again, the finalists
     study: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._")[:60] or "data",
         **keys,

@@ -143,7 +143,7 @@ def test_the_minutes_are_shared_out(tmp_path: Path) -> None:
     root = pictures(tmp_path / "p", 15)
     short, long = proposed(root, minutes=1), proposed(root, minutes=60)
     assert short["timeout"] == "1m"
-    assert short["budget"] == {"cpu_seconds": 7.5}  # an eighth of a minute, for two learners that train
+    assert short["budget"] == {"cpu_seconds": 6.0}  # a tenth of a minute, for three learners
     assert short["evaluation"]["report_tasks"] == 400
     assert long["evaluation"] == {}
     assert "maml" in long["learners"]
