@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format sinusoids optimizers readme bench wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers readme bench wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -15,6 +15,7 @@ help:
 	@echo "make format     format the code"
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
+	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make wheel      build the wheel into dist/"
@@ -45,6 +46,10 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+story: .venv/dev
+	$(BIN)/python docs/story.py
+	$(BIN)/python docs/fill_readme.py
 
 sinusoids: .venv/metaopt
 	$(BIN)/python docs/sinusoid_steps.py

@@ -17,6 +17,7 @@ from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.objective import MetaObjective, Outcome
 from metaopt.plugins import CONTRACTS
+from metaopt.preprocessing import Given, Preprocessing
 from metaopt.study.trial import TrialResult
 from metaopt.task import ClassPool, Examples, TaskBatch, TaskSampler, TaskSpec
 from metaopt.testing import CHECKS
@@ -44,10 +45,10 @@ def _lines() -> Iterator[str]:
     for hook in hooks().values():
         yield from _function(hook)
     yield "## Contracts\n"
-    for contract in (Learner, Encoder, TaskSampler, MetaObjective):
+    for contract in (Learner, Encoder, TaskSampler, Preprocessing, MetaObjective):
         yield from _class(contract)
     yield "## Data\n"
-    for data in (TaskSpec, TaskBatch, Examples, ClassPool, Outcome, TrialResult):
+    for data in (TaskSpec, TaskBatch, Examples, ClassPool, Given, Outcome, TrialResult):
         yield from _class(data)
     yield "## Hyperparameters\n"
     yield f"{_indented_as_code(inspect.getdoc(tune) or '')}\n"

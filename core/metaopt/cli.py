@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from metaopt.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import torch
+
+    from metaopt.plugins import Registry
 
 INTERRUPTED = 130
 
@@ -53,12 +56,19 @@ def _parser() -> argparse.ArgumentParser:
         _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
     _model_arguments(commands)
+    _use_arguments(commands)
     return parser
 
 
 def _study_arguments(study: Any) -> None:
     run = _command(study, "run", _study_run, "run a study, or go on with one that was interrupted")
-    run.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    run.add_argument(
+        "study", metavar="STUDY", help="a study file, the name of one that comes with metaopt, or your data"
+    )
+    sizes = run.add_argument_group("data", "of STUDY where it is a folder of pictures, a table, texts or arrays")
+    sizes.add_argument("--way", type=_count, metavar="N", help="classes to tell apart (default: 5)")
+    sizes.add_argument("--shot", type=_count, metavar="N", help="examples to learn each from (default: 1)")
+    sizes.add_argument("--minutes", type=_minutes, metavar="N", help="time for all of it (default: 10)")
     run.add_argument("--trials", type=_count, metavar="N", help="trials in all, those already done included")
     run.add_argument("--timeout", metavar="TIME", help="time for all of it, such as 90s, 10m or 2h")
     run.add_argument("--seed", type=int, metavar="N", help="the study's seed, from which all others are made")
@@ -139,6 +149,32 @@ def _model_arguments(commands: Any) -> None:
     _json(compare)
 
 
+def _use_arguments(commands: Any) -> None:
+    export = _command(commands, "export", _export, "copy a run's winner into a folder to keep, with a card")
+    export.add_argument("run", type=Path, metavar="DIR", help="a run folder, or a saved model")
+    export.add_argument(
+        "target", type=Path, metavar="MODEL", help="the new folder; with --adapted, a file such as m.pt2"
+    )
+    export.add_argument("--licence", metavar="TEXT", help="the licence of the data, for the card")
+    export.add_argument(
+        "--adapted", type=Path, metavar="SUPPORT", help="write a torch.export program that knows these classes instead"
+    )
+    _json(export)
+
+    predict = _command(commands, "predict", _predict, "learn classes from a few examples and name those of others")
+    predict.add_argument("model", type=Path, metavar="MODEL", help="a saved model, or a run folder")
+    predict.add_argument(
+        "--support", type=Path, required=True, metavar="PATH",
+        help="examples to learn from: a folder of pictures for each class, or a file with a column of labels",
+    )  # fmt: skip
+    predict.add_argument(
+        "--query", type=Path, required=True, metavar="PATH", help="examples to name: a folder of pictures, or a file"
+    )
+    predict.add_argument("--output", type=Path, metavar="CSV", help="write names, labels and probabilities there")
+    _device(predict)
+    _json(predict)
+
+
 def _group(commands: Any, name: str, help: str) -> Any:
     return commands.add_parser(name, help=help).add_subparsers(metavar="ACTION", required=True)
 
@@ -177,9 +213,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0.1 <= minutes <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0.1 to 10000")
+    return minutes
+
+
 def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import crew, file, search, trial, versions
+    from metaopt.study import crew, file, propose, search, trial, versions
 
     device = _torch_device(options.device)
     overrides = [
@@ -190,9 +236,11 @@ def _study_run(options: argparse.Namespace) -> int:
             if (value := getattr(options, key)) is not None
         ),
     ]
-    registry, path = plugins.load(), _study_file(options.study)
+    registry, given = plugins.load(), _data(options)
+    path = given or _study_file(options.study)
     try:
-        study = file.load(path, registry, overrides)
+        raw = _proposed(path, options, registry) if given else None
+        study = file.load(path, registry, overrides, raw)
     except UserError as error:
         raise versions.explained(error, versions.kept(options.output or Path("runs") / _name(path))) from None
     try:
@@ -201,6 +249,9 @@ def _study_run(options: argparse.Namespace) -> int:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
+    if raw and not options.quiet:
+        print(propose.about(raw, path, bench.sampler), file=sys.stderr)  # noqa: T201
+        print(f"the study file is {folder / 'study.yaml'}", file=sys.stderr)  # noqa: T201
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
         board = search.run(
             bench,
@@ -332,7 +383,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from metaopt.study import model, tested
 
     registry = plugins.load()
-    learner, bench, config = model.load(options.model, registry, _torch_device(options.device))
+    learner, bench, config = model.load_with_bench(options.model, registry, _torch_device(options.device))
     if options.on:
         about = {"model": str(options.model), "study": bench.study.name, "learner": learner.name}
         found = about | benchmark.evaluate(learner, bench, registry, options.on)
@@ -378,6 +429,37 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import model
+
+    _torch_device("cpu")
+    if options.adapted:
+        from metaopt.predict import adapted
+
+        classifier = adapted(options.run, options.adapted, "cpu")
+        classifier.export(options.target)
+        found = {"file": str(options.target), "learner": classifier.learner_.name,
+                 "classes": [str(name) for name in classifier.classes_]}  # fmt: skip
+    else:
+        kept = model.export(options.run, options.target, plugins.load(), options.licence)
+        found = {"model": str(options.target), "learner": kept.learner.name,
+                 "files": sorted(path.name for path in options.target.iterdir())}  # fmt: skip
+    _print_json(found) if options.json else terminal.show_exported(found)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+    from metaopt.predict import predict, write_csv
+
+    found = predict(options.model, options.support, options.query, _torch_device(options.device).type)
+    if options.output:
+        write_csv(options.output, found)
+    _print_json(found) if options.json else terminal.show_answers(found, options.output)
+    return 0
+
+
 def _torch_device(name: str) -> "torch.device":
     import torch
 
@@ -393,11 +475,46 @@ def _shipped() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "studies"
 
 
+def _shipped_names() -> dict[str, Path]:
+    return {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
+
+
+def _data(options: argparse.Namespace) -> Path | None:
+    """Return the data that a study is asked of; None where it is a study file."""
+    from metaopt.study.propose import SUFFIXES
+
+    path = Path(options.study)
+    sizes = [flag for flag in ("way", "shot", "minutes") if getattr(options, flag) is not None]
+    shipped = options.study in _shipped_names() and not sizes  # which also a folder may be called
+    if (path.is_dir() and not shipped) or path.suffix.lower() in SUFFIXES:
+        return path
+    if sizes and path.suffix.lower() == ".json" and path.is_file():
+        return path
+    if sizes:
+        raise UserError(
+            f"--{sizes[0]} is for data, and {options.study} is a study file; write it there, or give --set "
+            "tasks.n_way=5, --set tasks.n_shot=1 or --timeout 10m"
+        )
+    return None
+
+
+def _proposed(path: Path, options: argparse.Namespace, registry: "Registry") -> dict[str, Any]:
+    from metaopt.study import propose
+
+    return propose.propose(
+        path,
+        registry,
+        n_way=propose.DEFAULT_WAY if options.way is None else options.way,
+        n_shot=propose.DEFAULT_SHOT if options.shot is None else options.shot,
+        minutes=propose.DEFAULT_MINUTES if options.minutes is None else options.minutes,
+    )
+
+
 def _study_file(given: str) -> Path:
     path = Path(given)
     if path.is_file() or path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         return path
-    names = {shipped.stem: shipped for shipped in _shipped().glob("*.yaml")}
+    names = _shipped_names()
     if given not in names:
         raise UserError(unknown("study file or shipped study", given, names))
     return names[given]

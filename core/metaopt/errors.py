@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class InputError(UserError, ValueError):
+    """The same, of what is given to a model in Python, where scikit-learn's users expect a ValueError."""
+
+
 class TrialError(Exception):
     """One trial cannot go on (it diverged, say). The trial fails with this reason; the study goes on."""
 

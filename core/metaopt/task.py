@@ -1,7 +1,8 @@
 """Tasks: what a learner learns from, what it is scored on, and where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.errors import UserError
+from metaopt.preprocessing import Preprocessing
 
 Kind = Literal["classification", "regression"]
 Supports = Literal["examples", "descriptions"]
@@ -128,6 +130,8 @@ class TaskSampler:
     """Whether classes may belong to groups and `draw` keeps `spec.within`; otherwise a study may not set it."""
     benchmarks: ClassVar[tuple[str, ...]] = ()
     """Names of fixed evaluations that it brings, for `metaopt evaluate --on NAME`."""
+    made_by: ClassVar[type[Preprocessing]] = Preprocessing
+    """What turns a user's examples into those of tasks, after the study too; see `preprocessing`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -151,6 +155,18 @@ class TaskSampler:
     def examples(self, n: int, generator: Generator) -> Examples:
         """Return `n` labelled examples drawn from all train classes."""
         raise UserError(f"the task sampler {self.name!r} has no labelled classes, which this learner trains on")
+
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        """Return what makes examples of shape `x_shape` for this sampler: of the class `made_by`, fitted."""
+        return self.made_by(x_shape)
+
+    @classmethod
+    def recognise(cls, path: Path) -> Mapping[str, Any] | None:
+        """Return keys of a study file for the data at `path`, as {"tasks": {"root": …}}; None where it reads none such.
+
+        For `metaopt study run DATA`. Looks at names and first lines alone, as it is asked about anything.
+        """
+        return None
 
     @classmethod
     def benchmark(cls, name: str, config: Any, x_shape: tuple[int, ...]) -> tuple[TaskSpec, TaskBatch]:

@@ -257,6 +257,32 @@ def show_comparison(found: Mapping[str, Any]) -> None:
             out.print(f"  {sign}{interval(by)} against the first: {verdict} (p = {by['p']:.2g})")
 
 
+def show_exported(found: Mapping[str, Any]) -> None:
+    """Print what was exported, and what to do with it."""
+    if "file" in found:
+        console().print(f"wrote {found['file']}: {found['learner']}, which tells {', '.join(found['classes'])} apart")
+        return
+    console().print(f"wrote {found['model']}: {', '.join(found['files'])} ({found['learner']})")
+    console().print(f"  metaopt predict {found['model']} --support DIR --query DIR")
+
+
+def show_answers(found: Mapping[str, Any], output: Path | None) -> None:
+    """Print the label and probability of each example, or where they were written."""
+    out, n = console(), len(found["answers"])
+    if not output:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("name", "label", "probability"):
+            table.add_column(column, justify="right" if column == "probability" else "left")
+        for answer in found["answers"]:
+            table.add_row(answer["name"], answer["label"], f"{answer['probability']:.3f}")
+        out.print(table)
+    where = f", written to {output}" if output else ""
+    out.print(
+        f"{found['learner']} learned {len(found['classes'])} classes from {found['support']} examples and named {n} "
+        f"others in {found['seconds']:.2f} s{where}"
+    )
+
+
 def show_audit(found: Mapping[str, Any]) -> None:
     """Print what an audit found, and the sum."""
     out, styles = console(), {"failed": "red", "note": "yellow"}

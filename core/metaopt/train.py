@@ -212,7 +212,7 @@ def meta_test(
             one = of_size.setdefault(spec, learner.with_spec(spec))
             batch = draw_tasks(sampler, pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
-            predictions = _averaged(one, executor, batch, views)
+            predictions = predict(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
             curve = () if steps is None else _curve(one, executor, batch, steps, predictions)
             outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters, curve, temperature)
@@ -240,7 +240,7 @@ def _curve(learner: Learner, executor: Executor, batch: TaskBatch, steps: int, e
     """
     if learner.steps is None:
         return (torch.zeros_like(end), *[end] * steps)
-    return tuple(predict(learner.with_steps(n), executor, batch) for n in range(steps + 1))
+    return tuple(predictions_of(learner.with_steps(n), executor, batch) for n in range(steps + 1))
 
 
 def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
@@ -254,7 +254,7 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
         for n in _chunks(TEMPERATURE_TASKS, TASKS_A_CALL):
             spec = sized(learner.spec, draw)
             batch = draw_tasks(sampler, "train", spec, n, draw).to(device)
-            predictions = _averaged(learner.with_spec(spec), executor, batch, views)
+            predictions = predict(learner.with_spec(spec), executor, batch, views)
             parts.append(predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
             truth.append(batch.query_y.flatten())
     scores, labels = torch.cat(parts), torch.cat(truth)
@@ -272,19 +272,19 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
     return math.exp(found.x)
 
 
-def _averaged(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
+def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
-    predictions = predict(learner, executor, batch)
+    predictions = predictions_of(learner, executor, batch)
     copies = learner.augment.test_copies
     if copies == 1 or learner.spec.kind != "classification":
         return predictions
     total = predictions.softmax(-1)
     for _ in range(copies - 1):
-        total = total + predict(learner, executor, learner.augment.copies(batch, views)).softmax(-1)
+        total = total + predictions_of(learner, executor, learner.augment.copies(batch, views)).softmax(-1)
     return (total / copies).log()
 
 
-def predict(learner: Learner, executor: Executor, batch: TaskBatch) -> Tensor:
+def predictions_of(learner: Learner, executor: Executor, batch: TaskBatch) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs); of a stream, those along each sequence."""
     if learner.spec.stream:
         predictions = executor.map(learner, "stream", batch.support_x, batch.support_y)

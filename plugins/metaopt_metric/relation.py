@@ -71,7 +71,7 @@ class RelationNet(Learner):
         of_queries = conv2d(query, layer.weight[:, channels:], padding=layer.padding)
         pairs = of_queries[:, None] + of_classes  # (n_queries, n_way, width, height, width)
         scores: Tensor = self.relation(pairs.flatten(0, 1))  # (n_queries * n_way, 1)
-        return scores.view(len(query_x), self.spec.n_way)
+        return scores.view(-1, self.spec.n_way)
 
     def loss(self, predictions: Tensor, y: Tensor) -> Tensor:
         """Return the mean squared error of the relations (n, n_way) to 1 where y (n,) is that class, 0 elsewhere."""

@@ -3,7 +3,7 @@
 A large X in a .npy file, with y in another, is mapped and need not fit in memory.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,30 @@ from torch import Tensor
 
 from metaopt.errors import UserError, unknown
 from metaopt.pools import ClassSampler, Labels, Split, apart, digest, divide
+from metaopt.preprocessing import Given, Preprocessing
 from metaopt_tasks.files import find
 
 AT_ONCE = 2**24  # numbers looked at together
 MAX_BYTES, MAX_RATIO = 2**30, 200  # an array larger than this and packed so tightly is a bomb
+SMALLEST = 16  # pixels of a picture that conv4 takes
 SUFFIXES = (".npz", ".npy", ".safetensors")
+
+
+class ArrayFile(Preprocessing):
+    """Takes arrays as the study did, and reads them from the same kinds of file; see `Arrays`."""
+
+    def make(self, examples: Any) -> Tensor:
+        """Return examples (n, *x_shape), of which bytes stay such where the study's were."""
+        return self.shaped(examples)
+
+    def read(self, path: Path, *, labelled: bool) -> Given:
+        """Return X, and y where it is asked for, of a .npz or .safetensors file."""
+        path = find("file", str(path), "a .npz or .safetensors file")
+        config = Arrays.Config(x=self.settings["x"], y=self.settings["y"])
+        arrays = _read(path, config, labelled=labelled)
+        x = _examples(f"{path}: {config.x}", arrays[config.x])
+        labels = _texts(f"{path}: {config.y}", arrays[config.y], len(x)) if labelled else None
+        return Given([f"row {row}" for row in range(len(x))], x.numpy(), labels)
 
 
 class Arrays(ClassSampler):
@@ -32,6 +51,7 @@ class Arrays(ClassSampler):
     """
 
     name = "arrays"
+    made_by = ArrayFile
 
     @dataclass(frozen=True)
     class Config(Split):
@@ -63,19 +83,36 @@ class Arrays(ClassSampler):
         digests = np.stack([digest(example.numpy().tobytes()) for example in examples])
         self.fill(examples, apart(pools, digests, names, config))
 
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        in_bytes = self.pools["train"].sources.dtype == torch.uint8
+        return ArrayFile(x_shape, {"bytes": in_bytes, "x": self.config.x, "y": self.config.y})
 
-def _read(path: Path, config: Arrays.Config) -> dict[str, Any]:
-    """Return X, y and, where the file has them, group and pool by name."""
+    @classmethod
+    def recognise(cls, path: Path) -> Mapping[str, Any] | None:
+        if path.suffix.lower() not in {".npz", ".safetensors"}:
+            return None
+        x = _examples(f"{path}: X", _read(path, cls.Config())["X"])
+        pictures = x.ndim == 4 and min(x.shape[2:]) >= SMALLEST
+        encoder = {"conv4": {"width": 32, "pool": "stride"}} if pictures else {"mlp": {"width": [64, 256]}}
+        return {"tasks": {"file": str(path)}, "encoder": encoder}
+
+
+def _read(path: Path, config: Arrays.Config, *, labelled: bool = True) -> dict[str, Any]:
+    """Return X, y and, where the file has them, group and pool by name. Nothing in it is run: pickles are refused.
+
+    Where it is not `labelled`, y need not be there.
+    """
     if config.labels and path.suffix != ".npy":
         raise UserError(
             f"tasks.labels is set and {path} holds its labels itself, as {config.y}; leave tasks.labels out"
         )
     labels = (
         find("labels", config.labels, "the labels of a .npy file, as another .npy file")
-        if path.suffix == ".npy"
+        if path.suffix == ".npy" and labelled
         else None
     )
-    return read_arrays(path, [config.x, config.y], [config.group, config.pool], labels)
+    needed = [config.x, config.y] if labelled else [config.x]
+    return read_arrays(path, needed, [config.y, config.group, config.pool], labels)
 
 
 def read_arrays(
@@ -110,8 +147,8 @@ def read_arrays(
                     return file[name]
 
                 return chosen(file.files, unpacked)
-        if path.suffix == ".npy" and labels:
-            files = dict(zip(needed, (path, labels), strict=True))
+        if path.suffix == ".npy":
+            files = dict(zip(needed, filter(None, (path, labels)), strict=True))
             return chosen(files, lambda name: np.lib.format.open_memmap(files[name], mode="c"))
     except UserError:
         raise

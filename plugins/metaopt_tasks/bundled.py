@@ -5,12 +5,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from metaopt.errors import UserError, unknown
+from metaopt.errors import InputError, UserError, unknown
 from metaopt.pools import ClassSampler, Labels, Split, apart, digest, divide, rows_of
+from metaopt.preprocessing import Preprocessing
 
 DATA = ("digits", "iris", "wine", "breast_cancer")
 DEFAULT_SPLIT = "40/30/30"  # of ten digits four, three and three, where 60/20/20 would leave two
+
+
+class Scaled(Preprocessing):
+    """Scales the numbers of such data as the study did."""
+
+    def make(self, examples: Any) -> Tensor:
+        """Return examples (n, features)."""
+        raw = np.asarray(examples, np.float64)
+        if raw.ndim != 2 or raw.shape[1:] != self.x_shape:
+            raise InputError(f"the examples are {raw.shape} and the model takes (n, {self.x_shape[0]})")
+        return torch.from_numpy((raw - self.arrays["shift"]) / self.arrays["scale"]).float()
 
 
 class Bundled(ClassSampler):
@@ -20,6 +33,7 @@ class Bundled(ClassSampler):
     """
 
     name = "sklearn_data"
+    made_by = Scaled
 
     @dataclass(frozen=True)
     class Config(Split):
@@ -43,8 +57,13 @@ class Bundled(ClassSampler):
         pools = apart(pools, np.stack([digest(row.tobytes()) for row in x]), names, config)
         if not len(train := rows_of(pools["train"])):
             raise UserError(f"the train pool has no classes of {config.data}; name some in tasks.train or tasks.split")
-        x = x / 16 if config.data == "digits" else (x - x[train].mean(0)) / x[train].std(0)
-        self.fill(torch.from_numpy(x).float(), pools)
+        digits = config.data == "digits"
+        shift = np.zeros(x.shape[1]) if digits else x[train].mean(0)
+        self.scaled = Scaled(x.shape[1:], arrays={"shift": shift, "scale": shift + 16 if digits else x[train].std(0)})
+        self.fill(self.scaled(x), pools)
+
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        return self.scaled
 
 
 def load(data: str) -> Any:

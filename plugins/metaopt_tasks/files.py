@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metaopt.errors import UserError, unknown
 from metaopt.pools import GIVEN, Labels
@@ -19,6 +19,40 @@ MISSING = frozenset(["", "na", "n/a", "nan", "null", "none", "?"])
 """How tables write that a value is missing, in small letters."""
 PART = "(part)"
 """The column that says which list of a JSON file such as {"train": […], "test": […]} a row stands in."""
+
+
+LABELS = ("label", "class", "target", "y", "category", "intent", "species")
+"""What tables call the column of the class, most often first."""
+TEXTS = ("text", "sentence", "utterance", "query", "question", "title", "content", "review")
+WORDY = 3  # words of a cell, on average, that make a column one of texts
+
+
+class TableKind(NamedTuple):
+    """What a table seems to hold."""
+
+    label: str
+    """The column of the class."""
+    text: str | None
+    """The column of texts; None where the table is one of numbers and categories."""
+
+
+def table_kind(path: Path) -> TableKind | None:
+    """Return what a table seems to hold; None where `path` is none, or no column seems to be the class.
+
+    The class is the column called so, or the last one; a text is a column called so, or one of several words a cell.
+    """
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return None
+    columns = read_columns(path)
+    names = {name.lower(): name for name in reversed([name for name in columns if name != PART])}
+    label = next((names[name] for name in LABELS if name in names), next(iter(names.values())))
+    text = next((names[name] for name in TEXTS if name in names and names[name] != label), None)
+    for name, values in columns.items():
+        if text is None and name not in {label, PART} and all(isinstance(value, str) for value in values):
+            distinct = set(values)
+            if len(distinct) > len(values) / 2 and sum(len(v.split()) for v in distinct) >= WORDY * len(distinct):
+                text = name
+    return TableKind(label, text)
 
 
 def find(setting: str, given: str, what: str) -> Path:

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from metaopt import cache
-from metaopt.errors import UserError, unknown
+from metaopt.errors import InputError, UserError, unknown
 from metaopt.pools import GIVEN, ClassSampler, Labels, Split, apart, digest, divide, without
+from metaopt.preprocessing import Given, Preprocessing
 from metaopt_tasks.files import column, find, read_columns, texts
 
 COLOURS = {"grey": 1, "rgb": 3}
@@ -30,6 +32,7 @@ GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 LOOKED_AT = 100  # pictures that say whether a folder is grey or coloured
 NOT_DECODED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # by other programs, of which EPS runs a script
 MAX_BYTES = 2**28  # of one file, unpacked
+LEAST_GROUPS = 10  # to keep whole ones apart: below that, a pool of two or three says little
 AT_ONCE = 64  # pictures decoded side by side, few enough that they never fill memory
 DIGEST = 16  # bytes
 DECODER = 1  # another number wherever `_picture` gives other pixels, or old caches would be used
@@ -37,11 +40,82 @@ DECODER = 1  # another number wherever `_picture` gives other pixels, or old cac
 Reader = Callable[[str], bytes]
 
 
+class Pictures(Preprocessing):
+    """Decodes pictures and resizes them as the study did; see `Images`.
+
+    Takes paths, files' bytes, Pillow's pictures and arrays of bytes (height, width[, channels]), of any size; and
+    arrays of numbers from 0 to 1, (n, channels, size, size), as they are.
+    """
+
+    takes = "pictures"
+
+    def make(self, examples: Any) -> Tensor:
+        """Return pictures (n, channels, size, size) uint8, of which 255 becomes 1."""
+        if isinstance(examples, np.ndarray) and examples.dtype.kind == "f":
+            return self.shaped(examples)
+        if isinstance(examples, str | bytes | Path | Image.Image) or not hasattr(examples, "__len__"):
+            raise InputError("this is one picture, and the model takes many; put it into a list")
+        if not len(examples):
+            raise InputError("there are no pictures; give one or more")
+        with ThreadPoolExecutor() as threads:
+            return torch.from_numpy(np.stack(list(threads.map(self._pixels, range(len(examples)), examples))))
+
+    def _pixels(self, number: int, given: Any) -> NDArray[np.uint8]:
+        what = str(given)[:200] if isinstance(given, str | Path) else f"picture {number}"
+        try:
+            if isinstance(given, str | Path):
+                if Path(given).stat().st_size > MAX_BYTES:
+                    raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+                given = Path(given).read_bytes()
+            if isinstance(given, bytes):
+                return self.decoded(given)
+            return self.resized(given if isinstance(given, Image.Image) else _as_picture(given))
+        except Exception as error:  # Pillow raises a dozen kinds on a broken file
+            reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
+            raise InputError(
+                f"{what} is no picture that can be read ({reason}); give paths, Pillow's pictures or arrays of bytes "
+                "(height, width) or (height, width, 3)"
+            ) from None
+
+    def decoded(self, content: bytes) -> NDArray[np.uint8]:
+        """Return the picture (channels, size, size) in a file's content."""
+        return _picture(content, self.x_shape[0], self.x_shape[1], self.settings["fit"])
+
+    def resized(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Return a picture (channels, size, size)."""
+        return _resized(picture, self.x_shape[0], self.x_shape[1], self.settings["fit"])
+
+    def read(self, path: Path, *, labelled: bool) -> Given:
+        """Return the pictures in a folder or zip file; labelled they stand in a folder for each class."""
+        if not path.exists():
+            raise UserError(f"there is no {path}; give a folder of pictures")
+        if path.is_file() and _is_picture(path.name) and not labelled:
+            return Given([path.name], [path], None)
+        files = list(_find_pictures(path, follow_links=False))
+        bare = next((file for file in files if "/" not in file), None)
+        if labelled and bare:
+            raise UserError(f"{path}: {bare} stands in no folder of a class; move it to {path.name}/<class>/{bare}")
+        with _reader(path) as read:
+            examples = [path / file for file in files] if path.is_dir() else [read(file) for file in files]
+        return Given(files, examples, [file.rpartition("/")[0] for file in files] if labelled else None)
+
+
+def _as_picture(array: Any) -> Image.Image:
+    """Return an array of bytes, (height, width) or with 1, 3 or 4 channels first or last, as a picture."""
+    array = np.asarray(array)
+    if array.dtype != np.uint8:
+        raise ValueError(f"an array of {array.dtype}, and pictures are uint8")
+    if array.ndim == 3 and array.shape[2] not in {1, 3, 4} and array.shape[0] in {1, 3, 4}:
+        array = array.transpose(1, 2, 0)
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
 class Images(ClassSampler):
     """Tell pictures apart: (1, size, size) in grey or (3, size, size) in colour, each number from 0 to 1."""
 
     name = "images"
     encoder = "conv4"
+    made_by = Pictures
 
     @dataclass(frozen=True)
     class Config(Split):
@@ -75,6 +149,23 @@ class Images(ClassSampler):
         pictures, digests = _pictures(root, labels.names, files, config)
         pools = without(pools, (digests == 0).all(1))  # the digest of what is damaged is zero
         self.fill(torch.from_numpy(pictures), apart(pools, digests, labels.names, config))
+
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        return Pictures(x_shape, {"fit": self.config.fit})
+
+    @classmethod
+    def recognise(cls, path: Path) -> Mapping[str, Any] | None:
+        if not (path.is_dir() or path.suffix.lower() == ".zip"):
+            return None
+        try:
+            files = _find_pictures(path, follow_links=False)
+        except UserError:
+            return None
+        tasks: dict[str, Any] = {"root": str(path)}
+        labels = _by_folder(path, files)
+        if labels.groups and labels.pools is None and len(set(labels.groups)) >= LEAST_GROUPS:
+            tasks["split_by"] = "group"
+        return {"tasks": tasks, "encoder": {"conv4": {"width": 32, "pool": "stride"}}}
 
 
 def _check_settings(config: Images.Config) -> None:
@@ -297,19 +388,23 @@ def _picture(content: bytes, channels: int, size: int, fit: str) -> NDArray[np.u
         mode = "L" if channels == 1 else "RGB"
         opened.draft(mode, (2 * size, 2 * size))  # JPEG decodes to this size or more in a fraction of the time
         picture: Image.Image = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert would clip to white
-        elif picture.mode in {"I", "F"}:
-            raise ValueError("its pixels are numbers of 32 bits without a range; save it with 8 or 16")
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        picture = picture.convert(mode)
-        square: Any = (size, size)
-        if fit == "crop":
-            picture = ImageOps.fit(picture, square, Image.Resampling.BILINEAR)
-        else:
-            picture = picture.resize(square, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        return _resized(picture, channels, size, fit)
+
+
+def _resized(picture: Image.Image, channels: int, size: int, fit: str) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # convert would clip to white
+    elif picture.mode in {"I", "F"}:
+        raise ValueError("its pixels are numbers of 32 bits without a range; save it with 8 or 16")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    square: Any = (size, size)
+    if fit == "crop":
+        picture = ImageOps.fit(picture, square, Image.Resampling.BILINEAR)
+    else:
+        picture = picture.resize(square, Image.Resampling.BILINEAR, reducing_gap=3.0)
     pixels: NDArray[np.uint8] = np.asarray(picture).reshape(size, size, channels)
     return pixels.transpose(2, 0, 1)
 

@@ -30,6 +30,7 @@ from torch import Generator, Tensor
 from metaopt import cache
 from metaopt.errors import UserError, unknown
 from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt_tasks.images import Pictures
 
 ORIGIN = "https://github.com/brendenlake/omniglot/tree/master/python"
 SPLIT_SETS = ("images_background", "images_evaluation")
@@ -40,6 +41,18 @@ MAX_BYTES = 2**20  # of one drawing, unpacked; the official ones have a few hund
 CHALLENGE, RUNS = "omniglot-challenge", "all_runs.zip"
 N_RUNS, RUN_WAY = 20, 20
 ASKED_FROM = "images_evaluation"  # the set of the characters in the runs
+
+
+class Drawings(Pictures):
+    """Decodes drawings as Omniglot's are: dark ink on light paper becomes 1 on 0."""
+
+    def decoded(self, content: bytes) -> NDArray[np.uint8]:
+        """Return the drawing (1, size, size) in a PNG file's content."""
+        return _picture(content, self.x_shape[1])[None]
+
+    def resized(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Return a drawing (1, size, size)."""
+        return _ink(picture, self.x_shape[1])[None]
 
 
 class Omniglot(TaskSampler):
@@ -54,6 +67,7 @@ class Omniglot(TaskSampler):
     encoder = "conv4"
     has_groups = True
     benchmarks = (CHALLENGE,)
+    made_by = Drawings
 
     @dataclass(frozen=True)
     class Config:
@@ -386,5 +400,8 @@ def _picture(png: bytes, size: int) -> NDArray[np.uint8]:
     with Image.open(BytesIO(png), formats=("PNG",)) as drawing:
         drawing.verify()  # the checksums, which decoding skips
     with Image.open(BytesIO(png), formats=("PNG",)) as drawing:
-        grey = drawing.convert("L")
-    return 255 - np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
+        return _ink(drawing, size)
+
+
+def _ink(drawing: Image.Image, size: int) -> NDArray[np.uint8]:
+    return 255 - np.asarray(drawing.convert("L").resize((size, size), Image.Resampling.BILINEAR))

@@ -7,7 +7,7 @@ file gives each text's embedding.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,121 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metaopt import cache
-from metaopt.errors import UserError
+from metaopt.errors import InputError, UserError
 from metaopt.pools import ClassSampler, Split, apart, digest, divide, rows_of
-from metaopt_tasks.files import column, find, labels_of, read_columns, texts
+from metaopt.preprocessing import Given, Preprocessing, Takes
+from metaopt_tasks.files import column, find, labels_of, read_columns, table_kind, texts
 
 WORDS = 0.5  # weight beside letters; on CLINC150 0.3 to 0.7 are alike, and 0 costs half a point
 AT_ONCE = 2**24  # dense numbers made together
 VERSION = 1  # another number wherever the same texts give other features, or old caches would be used
 
 
+class Sentences(Preprocessing):
+    """Makes features of texts by how rare words and letters are among the study's train texts; see `Text`.
+
+    Where the study took embeddings, these are arrays, taken as they are.
+    """
+
+    takes: Takes = "texts"
+
+    def __init__(
+        self,
+        x_shape: tuple[int, ...],
+        settings: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        super().__init__(x_shape, settings, arrays)
+        if self.settings["vectors"]:
+            self.takes = "arrays"
+        elif self.settings["version"] != VERSION:
+            raise ValueError(f"features of version {self.settings['version']}, and this metaopt makes {VERSION}")
+        else:
+            self.idf = self.arrays["idf"]  # (2, n_hashed), of letters and of words
+
+    def make(self, examples: Any) -> Tensor:
+        """Return the features (n, features) of texts."""
+        if self.takes == "arrays" or (isinstance(examples, np.ndarray) and examples.dtype.kind == "f"):
+            return self.shaped(examples)
+        if isinstance(examples, str | bytes) or not all(isinstance(text, str) for text in examples):
+            raise InputError("the model takes texts, many at once; give a list of them")
+        if not len(examples):
+            raise InputError("there are no texts; give one or more")
+        return torch.from_numpy(self.features([_plain(text) for text in examples]))
+
+    def features(self, plain: Sequence[str]) -> NDArray[np.float32]:
+        """Return the features (n, features) of texts in small letters."""
+        from sklearn.preprocessing import normalize  # type: ignore[import-untyped]
+
+        sparse = self.sparse(plain)
+        if "directions" not in self.arrays:
+            return np.asarray(sparse.toarray(), np.float32)
+        return np.asarray(normalize(sparse @ self.arrays["directions"].T), np.float32)
+
+    def sparse(self, plain: Sequence[str]) -> Any:
+        """Return the weighted counts, a sparse matrix (n, n_hashed) with rows of length 1."""
+        from sklearn.preprocessing import normalize
+
+        letters, words = (
+            normalize(vectorizer.transform(plain).multiply(idf).tocsr())
+            for vectorizer, idf in zip(_vectorizers(self.idf.shape[1]), self.idf, strict=True)
+        )
+        return normalize(letters + WORDS * words)
+
+    def read(self, path: Path, *, labelled: bool) -> Given:
+        """Return the texts of a CSV, TSV, JSON, JSON Lines or Parquet file, and the column of the class."""
+        path = find("file", str(path), "a file of texts, such as a CSV file")
+        columns, label = read_columns(path), self.settings["label"]
+        if vectors := self.settings["vectors"]:
+            examples: Any = _vectors(column(columns, vectors, path, "vectors"), vectors, path)
+        else:
+            name = self.settings["text"]
+            examples = texts(column(columns, name, path, "text"), "text", path)
+        labels = texts(column(columns, label, path, "label"), "label", path) if labelled else None
+        return Given([f"row {row}" for row in range(1, len(examples) + 1)], examples, labels)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())  # texts alike so far have the same features
+
+
+def _vectorizers(n_features: int) -> tuple[Any, Any]:
+    """Return what counts the letters and the words of texts, hashed to so many features."""
+    from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped] # it takes a second
+
+    letters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=n_features, norm=None)
+    return letters, HashingVectorizer(token_pattern=r"\b\w+\b", n_features=n_features, norm=None)
+
+
+def _fitted(train: Sequence[str], config: "Text.Config", identity: object) -> Sentences:
+    """Return what makes features, fitted to the train texts; from the cache where it holds that."""
+
+    def parts() -> Iterator[NDArray[Any]]:
+        from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped]
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        counts = [vectorizer.transform(train) for vectorizer in _vectorizers(config.features)]
+        idf = np.stack([TfidfTransformer().fit(count).idf_ for count in counts])
+        yield idf
+        if config.svd:
+            unreduced = Sentences((config.features,), settings, {"idf": idf})
+            yield TruncatedSVD(config.svd, random_state=0).fit(unreduced.sparse(train)).components_
+
+    settings = {"version": VERSION, "vectors": "", "text": config.text, "label": config.label}
+    shape = (2 + config.svd, config.features)
+    made = cache.array(f"text-fitted-{shape[0]}", (identity, *shape), shape, np.float64, parts)
+    arrays = {"idf": np.array(made[:2])} | ({"directions": np.array(made[2:])} if config.svd else {})
+    return Sentences((config.svd or config.features,), settings, arrays)
+
+
 class Text(ClassSampler):
     """Tell sentences apart by their words and letters: vectors of length 1, (features,)."""
 
     name = "text"
+    made_by = Sentences
 
     @dataclass(frozen=True)
     class Config(Split):
@@ -72,9 +172,11 @@ class Text(ClassSampler):
             vectors = _vectors(column(columns, config.vectors, path, "vectors"), config.vectors, path)
             digests = np.stack([digest(vector.tobytes()) for vector in vectors])
             self.fill(torch.from_numpy(vectors), apart(pools, digests, labels.names, config))
+            settings = {"vectors": config.vectors, "label": config.label}
+            self.sentences = Sentences(vectors.shape[1:], settings)
             return
         given = texts(column(columns, config.text, path, "text"), "text", path)
-        given = [" ".join(text.lower().split()) for text in given]  # texts alike so far have the same features
+        given = [_plain(text) for text in given]
         digests = np.stack([digest(text.encode("utf-8", "backslashreplace")) for text in given])
         names = [f"{name} ({text[:40]!r})" for name, text in zip(labels.names, given, strict=True)]
         pools = apart(pools, digests, names, config)
@@ -83,38 +185,26 @@ class Text(ClassSampler):
         if config.svd >= len(train):
             raise UserError(f"tasks.svd is {config.svd} and there are {len(train)} train texts; set it below that")
         identity = (VERSION, digest(digests.tobytes()).tolist(), digest(train.tobytes()).tolist())
-        self.fill(torch.from_numpy(_features(given, train, config, identity)), pools)
+        self.sentences = _fitted([given[row] for row in train], config, identity)
 
+        def parts() -> Iterator[NDArray[Any]]:
+            step = max(1, AT_ONCE // config.features)
+            for start in range(0, len(given), step):
+                yield self.sentences.features(given[start : start + step])
 
-def _features(given: Sequence[str], train: NDArray[np.int64], config: Text.Config, identity: object) -> NDArray[Any]:
-    """Return dense features (n, features), mapped from the cache, which `train` rows alone have fitted."""
-    from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped] # here, as it takes a second
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer  # type: ignore[import-untyped]
-    from sklearn.preprocessing import normalize  # type: ignore[import-untyped]
+        shape = (len(given), config.svd or config.features)
+        whole = (identity, config.features, config.svd)
+        self.fill(torch.from_numpy(cache.array(f"text-{shape[1]}", whole, shape, np.float32, parts)), pools)
 
-    letters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=config.features, norm=None)
-    words = HashingVectorizer(token_pattern=r"\b\w+\b", n_features=config.features, norm=None)
-    rare_letters, rare_words = TfidfTransformer(), TfidfTransformer()
-    svd = TruncatedSVD(config.svd or 1, random_state=0)
+    def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
+        return self.sentences
 
-    def sparse(rows: Sequence[str]) -> Any:
-        return normalize(
-            rare_letters.transform(letters.transform(rows)) + WORDS * rare_words.transform(words.transform(rows))
-        )
-
-    def parts() -> Iterator[NDArray[Any]]:
-        train_texts = [given[row] for row in train]
-        rare_letters.fit(letters.transform(train_texts))
-        rare_words.fit(words.transform(train_texts))
-        if config.svd:
-            svd.fit(sparse(train_texts))
-        step = max(1, AT_ONCE // config.features)
-        for start in range(0, len(given), step):
-            made = sparse(given[start : start + step])
-            yield (normalize(svd.transform(made)) if config.svd else made.toarray()).astype(np.float32)
-
-    shape = (len(given), config.svd or config.features)
-    return cache.array(f"text-{shape[1]}", (identity, config.features, config.svd), shape, np.float32, parts)
+    @classmethod
+    def recognise(cls, path: Path) -> Mapping[str, Any] | None:
+        if (found := table_kind(path)) is None or found.text is None:
+            return None
+        tasks = {"file": str(path), "text": found.text, "label": found.label, "duplicates": "skip"}
+        return {"tasks": tasks, "encoder": {"mlp": {"width": [64, 256], "depth": 1}}}
 
 
 def _vectors(values: Sequence[Any], name: str, path: Path) -> NDArray[np.float32]:

@@ -210,7 +210,7 @@ def _winner(folder: Path, board: Board, registry: Registry, device: torch.device
     """Score the saved winner again on the first of the tasks that it was reported on."""
     entry = board["finalists"][0]
     try:
-        learner, bench, config = model.load(folder / "best", registry, device)
+        learner, bench, config = model.load_with_bench(folder / "best", registry, device)
     except UserError as error:
         return Finding("winner", "failed", str(error))
     if (config["trial"], config["params"]) != (entry["trial"], entry["params"]):

@@ -24,7 +24,7 @@ def compare(
     Differences are the model's score minus the first one's, paired task by task, p-values Holm-corrected. Raises
     UserError where a model was made for other tasks, or judged by another objective.
     """
-    loaded = [model.load(folder, registry, device) for folder in folders]
+    loaded = [model.load_with_bench(folder, registry, device) for folder in folders]
     _, bench, _ = loaded[0]
     for folder, (_, other, _) in zip(folders[1:], loaded[1:], strict=True):
         _refuse_others(folders[0], bench.study.to_dict(), folder, other.study.to_dict())

@@ -227,9 +227,14 @@ class Study:
         return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
 
 
-def load(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Study:
-    """Read and resolve a study file, with `path.to.key=value` overrides. Raises UserError where anything is off."""
-    raw = read(path)
+def load(
+    path: Path, registry: Registry, overrides: Sequence[str] = (), proposed: dict[str, Any] | None = None
+) -> Study:
+    """Read and resolve a study file, with `path.to.key=value` overrides. Raises UserError where anything is off.
+
+    With `proposed`, the mapping of one made for the data at `path`, nothing is read.
+    """
+    raw = read(path) if proposed is None else proposed
     for override in overrides:
         override_key(raw, override)
     return resolve(raw, str(path), registry)

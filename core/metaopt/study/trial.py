@@ -20,9 +20,9 @@ from metaopt.files import whole
 from metaopt.learner import Learner
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
-from metaopt.study.space import Params, section
+from metaopt.study.space import Params, Space, section
 from metaopt.study.statistics import looks_at
-from metaopt.task import Pool, TaskSampler
+from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
 
 RUNGS = (0.25, 0.5)
@@ -160,18 +160,7 @@ class Bench:
 
     def build(self, params: Params, seed: int) -> Learner:
         """Return a fresh learner of that pipeline, sized for the train tasks. The global generator is left alone."""
-        space = self.study.space
-        cls = space.learner_classes[params["learner"]]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive(seed, "weights"))
-            encoder: torch.nn.Module = torch.nn.Identity()
-            if cls.uses_encoder:
-                encoder_class = space.encoder_classes[params["encoder"]]
-                config = encoder_class.Config(**section(params, params["encoder"]))
-                encoder = encoder_class(self.spec.x_shape, config)
-            learner = cls(self.train_spec, encoder, cls.Config(**section(params, params["learner"])))
-        learner.augment = Augment(**section(params, "augment"))
-        return learner.to(self.device)
+        return assembled(self.study.space, self.train_spec, params, seed).to(self.device)
 
     def score(
         self,
@@ -309,6 +298,21 @@ class Bench:
             device=self.device,
             at=at,
         )
+
+
+def assembled(space: Space, spec: TaskSpec, params: Params, seed: int) -> Learner:
+    """Return a fresh learner of that pipeline, sized for tasks of that spec. The global generator is left alone."""
+    cls = space.learner_classes[params["learner"]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "weights"))
+        encoder: torch.nn.Module = torch.nn.Identity()
+        if cls.uses_encoder:
+            encoder_class = space.encoder_classes[params["encoder"]]
+            config = encoder_class.Config(**section(params, params["encoder"]))
+            encoder = encoder_class(spec.x_shape, config)
+        learner = cls(spec, encoder, cls.Config(**section(params, params["learner"])))
+    learner.augment = Augment(**section(params, "augment"))
+    return learner
 
 
 def until(deadline: float, stopped: Callable[[], bool]) -> Callable[[], None]:

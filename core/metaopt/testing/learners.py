@@ -17,7 +17,7 @@ from metaopt.learner import Gradients, Learner
 from metaopt.plugins import violations
 from metaopt.task import Examples, TaskBatch, TaskSpec, presentations
 from metaopt.testing.setting import Setting, Skipped, corners, options, random_states, settings
-from metaopt.train import Outer, predict
+from metaopt.train import Outer, predictions_of
 from metaopt.tune import declared
 
 LEARNING = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
@@ -476,7 +476,7 @@ def _draws(learner: Learner, tasks: TaskBatch) -> bool:
 
 def _predicted(executor: Executor, learner: Learner, tasks: TaskBatch) -> dict[str, Tensor]:
     """Return an executor's predictions."""
-    predictions = predict(learner.eval(), executor, tasks)
+    predictions = predictions_of(learner.eval(), executor, tasks)
     return {"predictions": predictions}
 
 

@@ -201,14 +201,14 @@ def test_features_are_made_once_and_those_of_other_texts_or_pools_never_used(tmp
     path = write(tmp_path / "a.json", PAIRS)
     first = features(load(path))
     assert np.array_equal(features(load(path)), first)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.iterdir())) == 2  # what is fitted to train texts, and the features
     others: list[dict[str, Any]] = [{"train": ("weather", "time"), "test": ("bank",)}, {"features": 64}, {"svd": 4}]
     for number, config in enumerate(others, start=2):
         assert not np.array_equal(features(load(path, **config)), first)
-        assert len(list(cache.iterdir())) == number
+        assert len(list(cache.iterdir())) == 2 * number
     write(path, [*PAIRS[:-1], ["what year is it", "time"]])
     assert not np.array_equal(features(load(path)), first)
-    assert len(list(cache.iterdir())) == 5
+    assert len(list(cache.iterdir())) == 10
 
 
 def test_many_texts_are_made_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
