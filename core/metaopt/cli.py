@@ -73,6 +73,11 @@ def _study_arguments(study: Any) -> None:
     run.add_argument("--timeout", metavar="TIME", help="time for all of it, such as 90s, 10m or 2h")
     run.add_argument("--seed", type=int, metavar="N", help="the study's seed, from which all others are made")
     run.add_argument(
+        "--prefer",
+        metavar="WHAT",
+        help="of several objectives, which decides, within bounds: 'accuracy, parameters<=5e4'",
+    )
+    run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
     )
     run.add_argument("--workers", type=_count, default=1, metavar="N", help="processes, one thread each (default: 1)")
@@ -225,7 +230,11 @@ def _study_run(options: argparse.Namespace) -> int:
     device = _torch_device(options.device)
     overrides = [
         *options.set,
-        *(f"{key}={value}" for key in ("trials", "timeout", "seed") if (value := getattr(options, key)) is not None),
+        *(
+            f"{key}={value}"
+            for key in ("trials", "timeout", "seed", "prefer")
+            if (value := getattr(options, key)) is not None
+        ),
     ]
     registry, given = plugins.load(), _data(options)
     path = given or _study_file(options.study)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class Learner(nn.Module):
     """Whether it runs the same operators for all tasks of one size; not so where it reads `progress`."""
     batchable: ClassVar[bool] = True
     """Whether `torch.func` can run its code over many tasks at once; where not, they run one by one."""
+    steps: ClassVar[str | None] = None
+    """The field of its Config that is the number of steps in which it adapts to a task at meta-test, if it has any."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Its own defaults for parameters that all learners share, such as {"outer.lr": 0.01}."""
 
@@ -107,4 +109,12 @@ class Learner(nn.Module):
             return self
         other = copy.copy(self)
         other.spec = spec
+        return other
+
+    def with_steps(self, steps: int) -> "Learner":
+        """Return this learner, its parameters shared, adapting in so many steps; itself where it takes no steps."""
+        if self.steps is None:
+            return self
+        other = copy.copy(self)
+        other.config = replace(self.config, **{self.steps: steps})
         return other

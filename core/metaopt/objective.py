@@ -1,5 +1,6 @@
 """Meta-objectives: how good a learner's predictions on tasks are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,10 @@ class Outcome:
     """A task took on average to adapt and predict, by the wall clock, tasks computed side by side."""
     parameters: int = 0
     """Numbers of the learner that meta-training moves."""
+    curve: Sequence[Tensor] = ()
+    """The predictions after 0, 1, … steps of adaptation, each as `predictions`, where the objective asked for them."""
+    temperature: float = 1.0
+    """What class scores are to be divided by, fitted on train tasks, where the objective asked for that."""
 
 
 class MetaObjective:
@@ -34,6 +39,10 @@ class MetaObjective:
     """The score of a task whose predictions are not finite; None where there is no worst: then the trial fails."""
     judges_predictions: ClassVar[bool] = True
     """Whether it scores what was predicted; a cost, such as time, does not."""
+    steps: int | None = None
+    """How many steps of adaptation it wants to see the curve of; None for none."""
+    fits_temperature: bool = False
+    """Whether it wants a temperature fitted on train tasks."""
 
     @dataclass(frozen=True)
     class Config:

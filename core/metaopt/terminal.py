@@ -71,7 +71,7 @@ class Lines(Quiet):
         limit = f" or {study.timeout:g} s" if study.timeout else ""
         self.out.print(
             f"study {study.name}: {len(study.space.learners)} learners, {study.trials} trials{limit}{again}; "
-            f"{study.objective} on the {study.search_on} pool"
+            f"{', '.join(study.objectives)} on the {study.search_on} pool"
         )
         if self.progress:
             self.bar = self.progress.add_task("", total=study.trials, completed=self.done, best="", left="")
@@ -145,30 +145,14 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
     )
     if board["search_on"] == "test":
         out.print("This study searched on the test pool itself, so its scores are too good for new classes.")
+    if "front" in board:
+        _show_front(out, board)
     if board["finalists"]:
         out.print(_finalists(board))
-        winner = board["finalists"][0]
-        if board["status"] == "finished":
-            report = winner["report"]
-            kind = "transductive" if winner["transductive"] else "inductive"
-            out.print(
-                f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
-                f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
-            )
-            for entry in board["finalists"][1:]:
-                behind = entry["behind"]
-                verdict = "told apart" if behind["told_apart"] else "not told apart"
-                out.print(
-                    f"  ahead of trial {entry['trial']} by {interval(behind)} on the same fresh tasks: {verdict} "
-                    f"(p = {behind['p']:.2g})"
-                )
+        _show_winner(out, board)
         if len(board["tested"]) > 1:
             times = ", ".join(f"{one['what']} of trial {one['trial']}" for one in board["tested"])
             out.print(f"The test pool was scored {len(board['tested'])} times ({times}): choosing by it is no test.")
-        for name, value in winner["params"].items():
-            off = value in (0.0, None) and name.startswith(("outer.", "augment."))
-            if name not in {"learner", "encoder"} and not off:
-                out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
         out.print("best of each learner in the search:")
         for learner, entry in board["learners"].items():
             out.print(f"  {learner:<12} {interval(entry['search'])}   trial {entry['trial']}")
@@ -181,6 +165,46 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
             out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
         case _:
             out.print("nothing came to a final score; mend the failures above, or give more time")
+
+
+def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
+    """Print how the winner did, whether it is told apart from the other finalists, and its pipeline."""
+    winner = board["finalists"][0]
+    if board["status"] == "finished":
+        report = winner["report"]
+        kind = "transductive" if winner["transductive"] else "inductive"
+        out.print(
+            f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
+            f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
+        )
+        if others := report.get("others"):
+            out.print(
+                "  its other scores: " + ", ".join(f"{name} {other['mean']:.4g}" for name, other in others.items())
+            )
+        for entry in board["finalists"][1:]:
+            behind = entry["behind"]
+            verdict = "told apart" if behind["told_apart"] else "not told apart"
+            out.print(
+                f"  ahead of trial {entry['trial']} by {interval(behind)} on the same fresh tasks: {verdict} "
+                f"(p = {behind['p']:.2g})"
+            )
+    for name, value in winner["params"].items():
+        off = value in (0.0, None) and name.startswith(("outer.", "augment."))
+        if name not in {"learner", "encoder"} and not off:
+            out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _show_front(out: Console, board: Mapping[str, Any]) -> None:
+    """Print the trials that none beats in every objective."""
+    objectives = board["objectives"]
+    directed = ", ".join(f"{name} ({'more' if way == 'maximize' else 'less'})" for name, way in objectives.items())
+    out.print(f"beaten by none in all of {directed}; of these the study prefers: {board['prefer']}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", "learner", *objectives):
+        table.add_column(column, justify="left" if column == "learner" else "right")
+    for entry in board["front"]:
+        table.add_row(str(entry["trial"]), entry["learner"], *(f"{entry['values'][name]:.4g}" for name in objectives))
+    out.print(table)
 
 
 def _finalists(board: Mapping[str, Any]) -> Table:

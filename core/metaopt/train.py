@@ -3,12 +3,13 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
 
 from metaopt import seeds, tune
 from metaopt.errors import TrialError
@@ -19,6 +20,8 @@ from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, sized
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
+TEMPERATURE_TASKS = 64
+"""Train tasks that a temperature is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Scores:
     """Tasks whose predictions were not finite, which count as the objective's worst score."""
     contributions: Tensor | None = None
     """Values (n_tasks,) float64 whose mean is the score, where that is not the mean over tasks."""
+    others: "Mapping[str, Scores]" = field(default_factory=dict)
+    """By the other objectives of a study that has several, by name, on the same tasks."""
 
     @property
     def mean(self) -> float:
@@ -180,35 +185,92 @@ def meta_test(
     draw: Generator,
     device: torch.device,
     at: Callable[[Tensor], None] = lambda scores: None,
+    others: Sequence[MetaObjective] = (),
 ) -> Scores:
     """Score the learner on tasks of its own `spec` from `pool`, each adapted to by itself.
 
     The same generator state gives the same tasks to any learner. Every few tasks `at` hears the scores so far, and
-    whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and the
+    whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and an
     objective has no worst score to count for it.
     """
     learner.eval()
+    objectives = (objective, *others)
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
-    scores, not_finite = torch.empty(0, dtype=torch.float64), 0
+    tables = [torch.empty(0, dtype=torch.float64) for _ in objectives]
+    not_finite = [0] * len(objectives)
     views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
+    steps = max((one.steps for one in objectives if one.steps is not None), default=None)
+    temperature = 1.0
+    if any(one.fits_temperature for one in objectives):
+        temperature = _temperature(learner, sampler, executor, draw.initial_seed(), device)
     of_size: dict[TaskSpec, Learner] = {}
     with torch.no_grad():  # adaptation turns gradients on for itself
         for n in _chunks(n_tasks):
-            at(scores)
+            at(tables[0])
             spec = sized(learner.spec, draw)
             one = of_size.setdefault(spec, learner.with_spec(spec))
             batch = sampler.draw(pool, one.spec, n, draw).to(device)
             started = time.perf_counter()
             predictions = predict(one, executor, batch, views)
             seconds = (time.perf_counter() - started) / n
-            outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters)
-            new = objective.score(outcome).double().cpu()
-            bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & new.isfinite())
-            not_finite += int(bad.sum())
-            scores = torch.cat([scores, new if objective.worst is None else new.masked_fill(bad, objective.worst)])
-    if not_finite and objective.worst is None:
-        raise TrialError(f"{not_finite} of {n_tasks} {pool} tasks have predictions that are not finite")
-    return Scores(scores, not_finite, objective.contributions(scores))
+            curve = () if steps is None else _curve(one, executor, batch, steps, predictions)
+            outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters, curve, temperature)
+            finite = predictions.flatten(1).isfinite().all(1).cpu()
+            for index, by in enumerate(objectives):
+                new = by.score(outcome).double().cpu()
+                bad = ~(finite & new.isfinite())
+                not_finite[index] += int(bad.sum())
+                new = new if by.worst is None else new.masked_fill(bad, by.worst)
+                tables[index] = torch.cat([tables[index], new])
+    for by, n_bad in zip(objectives, not_finite, strict=True):
+        if n_bad and by.worst is None:
+            raise TrialError(f"{n_bad} of {n_tasks} {pool} tasks have predictions that are not finite")
+    first, *rest = (
+        Scores(table, n_bad, by.contributions(table))
+        for by, table, n_bad in zip(objectives, tables, not_finite, strict=True)
+    )
+    return replace(first, others={by.name: scores for by, scores in zip(others, rest, strict=True)})
+
+
+def _curve(learner: Learner, executor: Executor, batch: TaskBatch, steps: int, end: Tensor) -> tuple[Tensor, ...]:
+    """Return the predictions after 0, 1, …, `steps` steps of adaptation, each (n_tasks, n_queries, n_outputs).
+
+    A learner that adapts at once, without steps, answers `end` from its first step on, and knows nothing before it.
+    """
+    if learner.steps is None:
+        return (torch.zeros_like(end), *[end] * steps)
+    inputs = batch.support_x, batch.support_y, batch.query_x
+    found = [executor.map(learner.with_steps(n), "forward", *inputs) for n in range(steps + 1)]
+    return tuple(predictions for predictions in found if isinstance(predictions, Tensor))
+
+
+def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
+    """Return what divides class scores so that train tasks are most likely (Guo et al., 2017, arXiv:1706.04599).
+
+    The train tasks are of the size that is scored; the same seed gives the same ones.
+    """
+    draw, parts, truth = seeds.generator(seed, "temperature"), [], []
+    views = seeds.generator(seed, "temperature views")
+    with torch.no_grad():
+        for n in _chunks(TEMPERATURE_TASKS):
+            spec = sized(learner.spec, draw)
+            batch = sampler.draw("train", spec, n, draw).to(device)
+            predictions = _predict(learner.with_spec(spec), executor, batch, views)
+            parts.append(predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
+            truth.append(batch.query_y.flatten())
+    scores, labels = torch.cat(parts), torch.cat(truth)
+    kept = scores.isfinite().all(1)
+    if not kept.any():
+        return 1.0
+
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped] # here, as it takes a moment
+
+    found = minimize_scalar(
+        lambda log: float(cross_entropy(scores[kept] / math.exp(log), labels[kept])),
+        bounds=(math.log(1e-3), math.log(1e3)),
+        method="bounded",
+    )
+    return math.exp(found.x)
 
 
 def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:

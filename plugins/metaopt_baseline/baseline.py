@@ -25,6 +25,7 @@ class Baseline(Learner):
     name = "baseline"
     trains_on = "examples"
     any_way = True
+    steps = "steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

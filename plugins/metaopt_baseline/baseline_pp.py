@@ -28,6 +28,7 @@ class BaselinePP(Learner):
     name = "baseline_pp"
     trains_on = "examples"
     any_way = True
+    steps = "steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

@@ -22,6 +22,7 @@ class FineTune(Learner):
 
     name = "finetune"
     kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    steps = "steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

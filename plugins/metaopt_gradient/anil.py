@@ -21,6 +21,7 @@ class ANIL(Learner):
 
     name = "anil"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    steps = "test_steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

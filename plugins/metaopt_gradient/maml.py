@@ -22,6 +22,7 @@ class MAML(Learner):
 
     name = "maml"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    steps = "test_steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

@@ -30,6 +30,7 @@ class MAMLPlusPlus(Learner):
     name = "maml_pp"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     traceable = False  # what it computes changes with `progress`
+    steps = "inner_steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3, "outer.schedule": "cosine"}
     config: "Config"
 
@@ -51,7 +52,9 @@ class MAMLPlusPlus(Learner):
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return the predictions of the network adapted to the support set: (n_queries, n_outputs)."""
-        *_, weights = self.adapted(support_x, support_y)
+        weights: Weights = dict(self.net.named_parameters())
+        for weights in self.adapted(support_x, support_y):  # noqa: B007 - the last ones count
+            pass
         predictions: Tensor = functional_call(self.net, weights, query_x)
         return predictions
 
@@ -69,7 +72,7 @@ class MAMLPlusPlus(Learner):
     def adapted(self, support_x: Tensor, support_y: Tensor) -> Iterator[Weights]:
         """Yield the weights after each inner step."""
         weights: Weights = dict(self.net.named_parameters())
-        for rates in self.rates.unbind():  # (n_layers,)
+        for rates in self.rates[: self.config.inner_steps]:  # (n_layers,)
             weights = descend(
                 lambda weights: self.loss(functional_call(self.net, weights, support_x), support_y),
                 weights,

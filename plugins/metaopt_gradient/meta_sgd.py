@@ -22,6 +22,7 @@ class MetaSGD(Learner):
 
     name = "meta_sgd"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    steps = "inner_steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

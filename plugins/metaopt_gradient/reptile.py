@@ -29,6 +29,7 @@ class Reptile(Learner):
     name = "reptile"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     order_matters = True  # mini-batches come in turn
+    steps = "test_steps"
     defaults: ClassVar[dict[str, Any]] = {
         "outer.optimizer": "sgd",
         "outer.sgd_lr": 1.0,

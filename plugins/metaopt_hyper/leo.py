@@ -34,6 +34,7 @@ class LEO(Learner):
 
     name = "leo"
     any_way = True
+    steps = "weight_steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

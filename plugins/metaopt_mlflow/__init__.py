@@ -26,7 +26,12 @@ def trial_finished(result: "TrialResult", study: Mapping[str, Any], folder: Path
     if not _wanted():
         return
     metrics = {name: value for name in MEASURED if (value := getattr(result, name)) is not None}
-    tags = {"learner": result.learner, "objective": study["objective"], "folder": str(folder.resolve())}
+    metrics |= {name: other["mean"] for name, other in result.others.items()}
+    tags = {
+        "learner": result.learner,
+        "objective": ", ".join(_names(study["objective"])),
+        "folder": str(folder.resolve()),
+    }
     if result.reason:
         tags["reason"] = result.reason
     _log(study["name"], f"trial {result.number}", result.params, metrics, tags, STATUS[result.state])
@@ -41,6 +46,11 @@ def study_finished(leaderboard: Mapping[str, Any], folder: Path) -> None:
     metrics = {name: value for name, value in winner["report"].items() if isinstance(value, int | float)}
     tags = {"learner": winner["learner"], "objective": leaderboard["objective"], "folder": str(folder.resolve())}
     _log(leaderboard["study"], "winner", winner["params"], metrics, tags, "FINISHED", leaderboard)
+
+
+def _names(objective: "str | Mapping[str, Any]") -> list[str]:
+    """Return the objectives that a study file names: one, or several with their settings."""
+    return [objective] if isinstance(objective, str) else list(objective)
 
 
 def _wanted() -> bool:

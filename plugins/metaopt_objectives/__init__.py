@@ -3,6 +3,7 @@
 from metaopt.hookspecs import hookimpl
 from metaopt.objective import MetaObjective
 from metaopt_objectives.accuracy import Accuracy
+from metaopt_objectives.adaptation_curve import AdaptationCurve
 from metaopt_objectives.adaptation_time import AdaptationTime
 from metaopt_objectives.balanced_accuracy import BalancedAccuracy
 from metaopt_objectives.calibration import Calibration
@@ -18,6 +19,7 @@ def register_meta_objectives() -> list[type[MetaObjective]]:
     """Return the built-in meta-objectives."""
     return [
         Accuracy,
+        AdaptationCurve,
         AdaptationTime,
         BalancedAccuracy,
         Calibration,

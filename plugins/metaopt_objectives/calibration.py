@@ -15,7 +15,8 @@ class Calibration(MetaObjective):
     """How far confidence is from accuracy: |accuracy − mean confidence| in bins of confidence, weighted by their size.
 
     Taken task by task, as every objective is. With few queries a bin holds few, so that even perfect probabilities
-    score above 0: compare learners by it, on the same tasks.
+    score above 0: compare learners by it, on the same tasks. With `temperature: fitted` scores are first divided by one
+    number, which is fitted on train tasks, as Guo et al. do on held-out examples.
     """
 
     name = "calibration"
@@ -27,10 +28,16 @@ class Calibration(MetaObjective):
     @dataclass(frozen=True)
     class Config:
         bins: int = tune.integer(2, 50, default=15)
+        temperature: str = tune.choice("none", "fitted")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.fits_temperature = config.temperature == "fitted"
 
     def score(self, outcome: Outcome) -> Tensor:
         """Return the expected calibration error of each task, (n_tasks,)."""
-        confidence, answer = outcome.predictions.double().softmax(-1).max(-1)  # (n_tasks, n_queries)
+        scores = outcome.predictions.double() / outcome.temperature
+        confidence, answer = scores.softmax(-1).max(-1)  # (n_tasks, n_queries)
         gap = (answer == outcome.query_y).double() - confidence
         bins = self.config.bins
         bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1  # (0, 1/bins], (1/bins, 2/bins], …

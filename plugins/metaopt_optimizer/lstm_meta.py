@@ -26,6 +26,7 @@ class LSTMMetaLearner(Learner):
 
     name = "lstm_meta"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    steps = "steps"
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3, "conv4.width": 32}  # the paper's
     config: "Config"
 

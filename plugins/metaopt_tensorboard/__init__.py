@@ -25,7 +25,8 @@ def trial_finished(result: "TrialResult", study: Mapping[str, Any], folder: Path
         return
     measured = {f"trial/{name}": float(getattr(result, name)) for name in MEASURED}
     if result.mean is not None:
-        measured |= {study["objective"]: result.mean, f"{study['objective']}/median": result.median or 0.0}
+        measured |= {result.objective: result.mean, f"{result.objective}/median": result.median or 0.0}
+        measured |= {name: other["mean"] for name, other in result.others.items()}
     _write(folder, f"trial-{result.number:05d}", result.params | {"state": result.state}, measured, result.number)
 
 

@@ -1,7 +1,7 @@
 """Audit a finished run folder: does its report follow from what is stored, and was the test pool left alone?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from metaopt import seeds
 from metaopt.errors import UserError
+from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
 from metaopt.pools import digest
 from metaopt.study import leaderboard, model, tested, versions
 from metaopt.study.file import load
-from metaopt.study.ledger import SCORES, read_scores, results
+from metaopt.study.ledger import SCORES, read_scores, results, scores_by
 from metaopt.study.search import FINALISTS, REPORT_SCORES
 from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.study.storage import open_storage
@@ -115,9 +116,12 @@ def _test_tasks(board: Board, record: Sequence[Mapping[str, Any]]) -> Finding:
 def _study(bench: Bench, stored: Mapping[str, Any], board: Board) -> Finding:
     described = bench.study.to_dict()
     odd = [
-        key for key in described if key not in {"trials", "timeout", "evaluation"} and stored.get(key) != described[key]
+        key
+        for key in described
+        if key not in {"trials", "timeout", "evaluation", "prefer"} and stored.get(key) != described[key]
     ]
-    odd += [key for key in ("seed", "objective", "search_on") if board[key] != described[key]]
+    odd += [key for key in ("seed", "search_on") if board[key] != described[key]]
+    odd += ["objective"] if board["objective"] != bench.study.objective else []
     if odd:
         return Finding("study", "failed", f"study.yaml, storage and leaderboard do not agree on {', '.join(odd)}")
     return Finding("study", "ok", "study.yaml, storage and leaderboard agree")
@@ -137,7 +141,14 @@ def _trials(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Bo
     wrong = []
     for one in complete:
         scores = _scores(bench, folder / SCORES / f"{one.number:05d}.npy")
-        if scores is None or (scores.mean, scores.ci95, len(scores.per_task)) != (one.mean, one.ci95, one.tasks):
+        if (
+            scores is None
+            or (scores.mean, scores.ci95, len(scores.per_task)) != (one.mean, one.ci95, one.tasks)
+            or any(
+                (by := scores.others.get(name)) is None or (by.mean, by.ci95) != (other["mean"], other["ci95"])
+                for name, other in one.others.items()
+            )
+        ):
             wrong.append(one.number)
     yield _verdict(
         "trials", wrong, f"{len(complete)} complete ones have the scores that follow task by task", "have others"
@@ -151,11 +162,14 @@ def _finalists(bench: Bench, folder: Path, trials: Sequence[TrialResult], board:
     yield _verdict("finalists", out, "are of the best trials of the search", "are not")
     wrong, fresh = [], []
     for entry in entries:
-        repeats = [
-            read_scores(folder / FINALISTS / f"{entry['trial']:05d}-{repeat}.npy")
-            for repeat in range(len(entry["fresh"]["repeats"]))
-        ]
-        mean = _mean(bench, repeats)
+        mean = _scores(
+            bench,
+            *(
+                folder / FINALISTS / f"{entry['trial']:05d}-{repeat}.npy"
+                for repeat in range(len(entry["fresh"]["repeats"]))
+            ),
+        )
+        mean = bench.decided(mean) if mean else None
         fresh.append(mean)
         if mean is None or (mean.mean, mean.ci95) != (entry["fresh"]["mean"], entry["fresh"]["ci95"]):
             wrong.append(entry["trial"])
@@ -170,7 +184,7 @@ def _finalists(bench: Bench, folder: Path, trials: Sequence[TrialResult], board:
         "are by the fresh scores",
         "scored better than the winner",
     )
-    values = [bench.objective.contributions(one.per_task) for one in fresh if one]
+    values = [bench.decisive.contributions(one.per_task) for one in fresh if one]
     p_values = holm([paired(values[0], other).p for other in values[1:]])
     odd = [
         entry["trial"]
@@ -184,6 +198,7 @@ def _report(bench: Bench, folder: Path, board: Board) -> Finding:
     report, scores = board["finalists"][0]["report"], _scores(bench, folder / REPORT_SCORES)
     if report["pool"] != "test":
         return Finding("report", "failed", f"is on the {report['pool']} pool, not on the test pool")
+    scores = bench.decided(scores) if scores else None
     if scores is None or (scores.mean, scores.ci95, len(scores.per_task)) != (
         report["mean"], report["ci95"], report["tasks"],
     ):  # fmt: skip
@@ -214,12 +229,20 @@ def _verdict(what: str, wrong: Sequence[int], right: str, otherwise: str) -> Fin
     return Finding(what, "ok", right)
 
 
-def _scores(bench: Bench, path: Path) -> Scores | None:
-    return _mean(bench, [read_scores(path)])
+def _scores(bench: Bench, *paths: Path) -> Scores | None:
+    """Return the mean of stored scores, those by other objectives beside it; None where one is missing or damaged."""
+    of = {
+        objective.name: _mean(objective, [read_scores(scores_by(path, by) if by else path) for path in paths])
+        for objective, by in [(bench.objective, ""), *((other, other.name) for other in bench.others)]
+    }
+    found = {name: scores for name, scores in of.items() if scores}
+    if len(found) < len(of):
+        return None
+    return replace(found.pop(bench.objective.name), others=found)
 
 
-def _mean(bench: Bench, repeats: Sequence[NDArray[np.float64] | None]) -> Scores | None:
+def _mean(objective: MetaObjective, repeats: Sequence[NDArray[np.float64] | None]) -> Scores | None:
     if not repeats or any(one is None for one in repeats) or len({len(one) for one in repeats if one is not None}) > 1:
         return None
     per_task: Tensor = torch.tensor(np.stack([one for one in repeats if one is not None])).mean(0)
-    return Scores(per_task, 0, bench.objective.contributions(per_task))
+    return Scores(per_task, 0, objective.contributions(per_task))

@@ -29,8 +29,8 @@ def compare(
     for folder, (_, other, _) in zip(folders[1:], loaded[1:], strict=True):
         _refuse_others(folders[0], bench.study.to_dict(), folder, other.study.to_dict())
     bench.check()
-    scores = [bench.score(learner, pool, f"compare {seed}", n_tasks) for learner, _, _ in loaded]
-    values = [bench.objective.contributions(one.per_task) for one in scores]
+    scores = [bench.decided(bench.score(learner, pool, f"compare {seed}", n_tasks)) for learner, _, _ in loaded]
+    values = [bench.decisive.contributions(one.per_task) for one in scores]
     differences = [paired(one, values[0]) for one in values[1:]]
     p_values = holm([difference.p for difference in differences])
     models = [
@@ -48,7 +48,7 @@ def compare(
         entry["difference"] = {"mean": difference.mean, "ci95": difference.ci95, "p": p, "told_apart": p < LEVEL}
     return {
         "objective": bench.study.objective,
-        "direction": bench.objective.direction,
+        "direction": bench.decisive.direction,
         "pool": pool,
         "tasks": n_tasks,
         "seed": seed,

@@ -15,6 +15,7 @@ from metaopt.errors import UserError, unknown
 from metaopt.executor import EXECUTORS
 from metaopt.plugins import Registry
 from metaopt.study.space import Section, Space
+from metaopt.study.strategy import SAMPLERS, STRATEGIES
 from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer
 
@@ -37,12 +38,15 @@ KEYS = (
     "outer",
     "augment",
     "objective",
+    "prefer",
     "search_on",
     "transductive",
     "trials",
     "timeout",
     "budget",
     "evaluation",
+    "strategy",
+    "sampler",
     "prune",
     "executor",
     "isolation",
@@ -91,6 +95,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """What decides among trials of which none beats another in all objectives: the best in one, within bounds."""
+
+    objective: str
+    bounds: tuple[tuple[str, Literal["<=", ">="], float], ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join([self.objective, *(f"{name}{sign}{value:g}" for name, sign, value in self.bounds)])
+
+    def met(self, values: Mapping[str, float]) -> bool:
+        """Tell whether scores by objective keep the bounds."""
+        return all(
+            values[name] <= value if sign == "<=" else values[name] >= value for name, sign, value in self.bounds
+        )
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a trial in a process of its own may take; None for no limit."""
 
@@ -107,7 +128,10 @@ class Study:
     name: str
     tasks: Tasks
     space: Space
-    objective: str
+    objectives: Mapping[str, Any]
+    """What a trial is scored by, with each one's Config. Of several, those trials win that no other beats in all."""
+    prefer: Preference
+    """Which of these the winner is."""
     search_on: Pool
     transductive: bool
     trials: int
@@ -115,6 +139,10 @@ class Study:
     """Seconds for all of it, finalists and report included; None for no limit."""
     budget: Budget
     evaluation: Evaluation
+    strategy: str
+    """How the next trial is chosen: by one model of the whole space, or by a bandit over learners."""
+    sampler: str
+    """Which of Optuna's samplers models it."""
     prune: bool
     """Whether a hopeless trial is stopped during meta-training."""
     executor: str
@@ -122,6 +150,11 @@ class Study:
     """Whether each trial runs in a process of its own, so that a learner that crashes costs its trial only."""
     limits: Limits
     seed: int
+
+    @property
+    def objective(self) -> str:
+        """The objective that decides which trial is better, or which of several that no other beats in all."""
+        return self.prefer.objective
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study as a study file with every default written out."""
@@ -145,19 +178,29 @@ class Study:
             },
             "outer": _written(self.space.outer, Outer),
             "augment": _written(self.space.augment, Augment),
-            "objective": self.objective,
+            "objective": self._objective_written(),
+            **({"prefer": str(self.prefer)} if len(self.objectives) > 1 else {}),
             "search_on": self.search_on,
             "transductive": self.transductive,
             "trials": self.trials,
             "timeout": self.timeout,
             "budget": {key: value for key, value in asdict(self.budget).items() if value is not None},
             "evaluation": asdict(self.evaluation),
+            "strategy": self.strategy,
+            "sampler": self.sampler,
             "prune": self.prune,
             "executor": self.executor,
             "isolation": self.isolation,
             "limits": {key: value for key, value in asdict(self.limits).items() if value is not None},
             "seed": self.seed,
         }
+
+    def _objective_written(self) -> Any:
+        written = {
+            name: {key: value for key, value in asdict(config).items() if value != getattr(type(config)(), key)} or None
+            for name, config in self.objectives.items()
+        }
+        return next(iter(written)) if len(written) == 1 and not any(written.values()) else written
 
     def to_yaml(self) -> str:
         """Return the text of that study file."""
@@ -262,22 +305,21 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         learner_classes={name: registry.learner(name) for name in learners},
         encoder_classes={name: registry.encoder(name) for name in encoders},
     )
-    objective = top.get("objective", _text, "accuracy" if kind == "classification" else "mse")
-    with top.at("objective"):
-        if kind not in registry.meta_objective(objective).kinds:
-            raise UserError(f"{objective!r} does not score {kind} tasks, which the sampler {tasks.sampler!r} gives; "
-                            f"choose one of: {', '.join(_objectives_for(registry, kind))}")  # fmt: skip
+    objectives = _objectives(top, registry, tasks.sampler, kind)
     return Study(
         name=name,
         tasks=tasks,
         space=space,
-        objective=objective,
+        objectives=objectives,
+        prefer=_preference(top, objectives),
         search_on=top.get("search_on", _one_of("validation", "test"), "validation"),
         transductive=transductive,
         trials=top.get("trials", _whole(1), 30),
         timeout=top.get("timeout", duration, None),
         budget=_budget(top),
         evaluation=_evaluation(top),
+        strategy=top.get("strategy", _one_of(*STRATEGIES), "joint" if raw.get("sampler") == "qmc" else STRATEGIES[0]),
+        sampler=top.get("sampler", _one_of(*SAMPLERS), next(iter(SAMPLERS))),
         prune=top.get("prune", _flag, True),
         executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
         isolation=top.get("isolation", _one_of("none", "process"), "none"),
@@ -535,6 +577,49 @@ def _bytes(value: object) -> int:
     if not 1e6 <= size < 1e15:
         raise ValueError(f"{value!r} is not a size of 1MB or more; write it as 500MB or 2GB")
     return int(size)
+
+
+def _objectives(top: _Mapping, registry: Registry, sampler: str, kind: str) -> dict[str, Any]:
+    given = _names(top, "objective", registry.meta_objective, default="accuracy" if kind == "classification" else "mse")
+    objectives = {}
+    for name, settings in given.items():
+        cls = registry.meta_objective(name)
+        if kind not in cls.kinds:
+            top.fail("objective", f"{name!r} does not score {kind} tasks, which the sampler {sampler!r} gives; "
+                     f"choose one of: {', '.join(_objectives_for(registry, kind))}")  # fmt: skip
+        section = _Mapping(top.where, f"objective.{name}", {} if settings is None else settings)
+        objectives[name] = cls.Config(
+            **{key: _single(section, key, one) for key, one in _narrowed(section, cls.Config, section.raw).items()}
+        )
+    return objectives
+
+
+def _single(section: _Mapping, key: str, parameter: tune.Parameter) -> Any:
+    if not isinstance(parameter, tune.Fixed):
+        section.fail(key, "an objective's setting is one value, not a range to search; write one")
+    return parameter.value
+
+
+def _preference(top: _Mapping, objectives: Mapping[str, Any]) -> Preference:
+    first = next(iter(objectives))
+    written = top.get("prefer", _text, first)
+    with top.at("prefer"):
+        name, *conditions = (part.strip() for part in written.split(","))
+        bounds = [re.fullmatch(r"(\w+)\s*(<=|>=)\s*(\S+)", condition) for condition in [name, *conditions]]
+        if bounds[0]:  # bounds alone: the first objective decides
+            name = first
+        else:
+            bounds = bounds[1:]
+        for one in [name, *(bound[1] for bound in bounds if bound)]:
+            if one not in objectives:
+                raise UserError(unknown("objective of this study", one, objectives))
+        try:
+            return Preference(name, tuple((bound[1], bound[2], float(bound[3])) for bound in bounds))  # type: ignore[index,misc]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{written!r} is not an objective's name with bounds on others; write it as "
+                f"'{first}' or '{first}, parameters<=50000'"
+            ) from None
 
 
 def _objectives_for(registry: Registry, kind: str) -> list[str]:

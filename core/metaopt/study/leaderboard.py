@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from metaopt.errors import UserError
 from metaopt.study import versions
 from metaopt.study.statistics import LEVEL, holm, paired
@@ -37,13 +39,40 @@ KEYS = {
 
 
 def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the complete trials, best first, each pipeline once; equal scores by number."""
-    sign = -1 if bench.objective.direction == "maximize" else 1
+    """Return the complete trials, best first, each pipeline once; equal scores by number.
+
+    Of a study with several objectives: those that none beats in all, within the bounds that it prefers.
+    """
+    if bench.others:
+        prefer = bench.study.prefer
+        results = [result for result in front(bench, results) if prefer.met(values(bench, result))]
+    sign, name = -1 if bench.decisive.direction == "maximize" else 1, bench.decisive.name
+    complete = [result for result in results if result.state == "complete"]
     best: dict[str, TrialResult] = {}
-    for result in sorted(results, key=lambda result: (sign * (result.mean or 0.0), result.number)):
-        if result.state == "complete":
-            best.setdefault(json.dumps(result.params, sort_keys=True), result)
+    for result in sorted(complete, key=lambda result: (sign * values(bench, result)[name], result.number)):
+        best.setdefault(json.dumps(result.params, sort_keys=True), result)
     return list(best.values())
+
+
+def front(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the complete trials that no other beats in every objective (Pareto's front), by number.
+
+    One beats another where it is at least as good in every objective and better in one.
+    """
+    signs = [1 if objective.direction == "maximize" else -1 for objective in (bench.objective, *bench.others)]
+    complete = [result for result in results if result.state == "complete"]
+    points = np.array([list(values(bench, result).values()) for result in complete]).reshape(-1, len(signs)) * signs
+    kept = []
+    for result, point in zip(complete, points, strict=True):
+        if not ((points >= point).all(1) & (points > point).any(1)).any():
+            kept.append(result)
+    return kept
+
+
+def values(bench: Bench, result: TrialResult) -> dict[str, float]:
+    """Return a complete trial's mean scores by objective, in the study's order."""
+    assert result.mean is not None, "a complete trial has a score"
+    return {bench.objective.name: result.mean} | {name: other["mean"] for name, other in result.others.items()}
 
 
 def build(
@@ -62,18 +91,20 @@ def build(
     that no trial has touched: the winner's on the test pool, the others' on fresh tasks of the pool searched on,
     which is what finalists are ranked by (`fresh`). `behind` tells by how much it is worse than the winner on those
     fresh tasks, and whether it is told apart from it: a paired test, Holm-corrected for the number of finalists.
-    `tested` is every time that the test pool was scored. Without `report` the study was interrupted or nothing came of
-    it, and the best trials stand in the finalists' place. `fallen` are finalists that failed when meta-trained anew.
+    With several objectives these are by the one that the study prefers, each score has `others`, and `front` lists
+    every trial that none beats in all. `tested` is every time that the test pool was scored. Without `report` the study
+    was interrupted or nothing came of it, and the best trials stand in the finalists' place. `fallen` are finalists
+    that failed when meta-trained anew.
     """
     study = bench.study
     states = Counter(result.state for result in results)
     entries: list[dict[str, Any]] = []
     for finalist, behind in zip(finalists, _behind(bench, finalists), strict=True):
-        fresh = score(finalist.fresh, study.search_on)
-        fresh["repeats"] = [done.result.mean for done in finalist.repeats]
+        fresh = score(bench.decided(finalist.fresh), study.search_on)
+        fresh["repeats"] = [values(bench, done.result)[study.objective] for done in finalist.repeats]
         entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh, "behind": behind})
     if report:
-        entries[0]["report"] = score(report, "test")
+        entries[0]["report"] = score(bench.decided(report), "test")
     else:
         best = ranked(bench, results)[: study.evaluation.finalists]
         entries = [_entry(bench, result) | {"fresh": None, "report": None, "behind": None} for result in best]
@@ -86,7 +117,8 @@ def build(
         "status": status,
         "seed": study.seed,
         "objective": study.objective,
-        "direction": bench.objective.direction,
+        "direction": bench.decisive.direction,
+        **(_several(bench, results) if bench.others else {}),
         "search_on": study.search_on,
         "transductive": study.transductive,
         "trials": {state: states[state] for state in ("complete", "pruned", "failed")},
@@ -135,28 +167,47 @@ def interval(score: Mapping[str, Any] | None) -> str:
     return f"{number(score['mean'])} ± {number(score['ci95'])}" if score else "–"
 
 
+def _several(bench: Bench, results: Sequence[TrialResult]) -> dict[str, Any]:
+    objectives = {objective.name: objective.direction for objective in (bench.objective, *bench.others)}
+    found = sorted(front(bench, results), key=lambda result: result.number)
+    return {
+        "objectives": objectives,
+        "prefer": str(bench.study.prefer),
+        "front": [
+            {"trial": result.number, "learner": result.learner, "values": values(bench, result)} for result in found
+        ],
+    }
+
+
 def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
     return {
         "trial": result.number,
         "learner": result.learner,
         "params": result.params,
         "transductive": bench.study.space.transductive(result.params),
-        "search": {
-            "pool": bench.study.search_on,
-            "mean": result.mean,
-            "ci95": result.ci95,
-            "tasks": result.tasks,
-            "median": result.median,
-            "not_finite": result.not_finite,
-        },
+        "search": _search_score(bench, result),
         "trained_tasks": result.trained_tasks,
         "cpu_seconds": result.cpu_seconds,
         "parameters": result.parameters,
     }
 
 
+def _search_score(bench: Bench, result: TrialResult) -> dict[str, Any]:
+    by = {bench.objective.name: {"mean": result.mean, "ci95": result.ci95}, **result.others}
+    decisive = by.pop(bench.decisive.name)
+    return {
+        "pool": bench.study.search_on,
+        **decisive,
+        "tasks": result.tasks,
+        "median": result.median if bench.decisive is bench.objective else None,
+        "not_finite": result.not_finite,
+        **({"others": by} if by else {}),
+    }
+
+
 def score(scores: "Scores", pool: str) -> dict[str, Any]:
     """Return scores on a pool as a leaderboard holds them."""
+    others = {name: {"mean": other.mean, "ci95": other.ci95} for name, other in scores.others.items()}
     return {
         "pool": pool,
         "mean": scores.mean,
@@ -164,6 +215,7 @@ def score(scores: "Scores", pool: str) -> dict[str, Any]:
         "tasks": len(scores.per_task),
         "median": scores.median,
         "not_finite": scores.not_finite,
+        **({"others": others} if others else {}),
     }
 
 
@@ -171,8 +223,10 @@ def _behind(bench: Bench, finalists: "Sequence[Finalist]") -> list[dict[str, Any
     """Return by how much each finalist is worse than the first on the same tasks; None for the first itself."""
     if len(finalists) < 2:
         return [None] * len(finalists)
-    sign = 1 if bench.objective.direction == "maximize" else -1
-    first, *others = [bench.objective.contributions(finalist.fresh.per_task) * sign for finalist in finalists]
+    sign = 1 if bench.decisive.direction == "maximize" else -1
+    first, *others = [
+        bench.decisive.contributions(bench.decided(finalist.fresh).per_task) * sign for finalist in finalists
+    ]
     differences = [paired(first, other) for other in others]
     corrected = holm([difference.p for difference in differences])
     return [None] + [

@@ -1,7 +1,7 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,24 @@ import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.pruners import MedianPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import whole
-from metaopt.study import versions
+from metaopt.study import strategy, versions
 from metaopt.study.crew import LOST
-from metaopt.study.leaderboard import ranked
+from metaopt.study.leaderboard import ranked, values
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
-PROPOSALS = 20
-"""Of learners that TPE makes for a trial, where it proposes those of which nothing is searched."""
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
+LEAST_TO_HALVE = 4
+"""Trials that reached a share of their training before any is stopped there."""
 SCORES = "scores"
 """The folder in a run folder that holds the scores of complete trials, task by task."""
 MAY_CHANGE = (
@@ -38,6 +36,7 @@ MAY_CHANGE = (
     "evaluation.finalists",
     "evaluation.repeats",
     "evaluation.report_tasks",
+    "prefer",
     "isolation",
     "limits",
 )
@@ -61,13 +60,14 @@ class Ledger:
         kept: dict[str, Any] = {
             "storage": storage,
             "study_name": study.name,
-            "sampler": SeededTPE(study.seed, study.space.settled()),
-            "pruner": MedianPruner(n_startup_trials=max(4, len(study.space.learners)), n_min_trials=2),
+            "sampler": strategy.build(study.strategy, study.sampler, study.seed, study.space),
+            "pruner": NopPruner(),  # see `report`
         }
         if study.name in names:
             self.optuna = optuna.load_study(**kept)
         else:
-            self.optuna = optuna.create_study(direction=bench.objective.direction, **kept)
+            directions = [objective.direction for objective in (bench.objective, *bench.others)]
+            self.optuna = optuna.create_study(directions=directions, **kept)
         described = study.to_dict()
         stored = self.optuna.user_attrs.get("study")
         if stored is None:
@@ -105,7 +105,7 @@ class Ledger:
             pool=study.search_on,
             purpose="search",
             n_tasks=study.evaluation.tasks,
-            prunable=study.prune and trial.user_attrs.get("origin") != "default",
+            reports=not self.bench.others,  # of several objectives Optuna keeps no curve, and none is stopped
             deadline=deadline,
         )
 
@@ -114,24 +114,60 @@ class Ledger:
 
         On the way it is held against the other trials there, at the end against the best trial on the same tasks.
         """
-        values = self._contributions(scores)
-        if not np.isfinite(values).all():
+        so_far = self._contributions(scores)
+        if not np.isfinite(so_far).all():
             return False  # its end will say why
         if progress < 1.0:
             trial, step = self.running[number], round(100 * progress)
             if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:  # of an earlier attempt
-                trial.report(float(values.mean()), step)
-            return bool(trial.should_prune())
+                trial.report(float(so_far.mean()), step)
+            return not self._exempt(number) and self._halved(number, step)
         best = self._best()
-        if best is None:
+        if best is None or self._exempt(number):
             return False
         theirs = self._contributions(best[: len(scores)])
         maximize = self.bench.objective.direction == "maximize"
-        if not is_beaten(values, theirs, self.bench.study.evaluation.tasks, maximize=maximize):
+        if not is_beaten(so_far, theirs, self.bench.study.evaluation.tasks, maximize=maximize):
             return False
         # Tasks differ more than trials do: what the best made of the others corrects for which tasks were seen.
-        self.estimates[number] = float(self._contributions(best).mean() + (values - theirs).mean())
+        self.estimates[number] = float(self._contributions(best).mean() + (so_far - theirs).mean())
         return True
+
+    def _predicted(self, step: int) -> dict[int, float]:
+        """Return by trial what those that reached a step of their training will come to, as far as can be told.
+
+        A learning curve goes on as those of its learner did on average, for learners differ in how late they gain.
+        """
+        reached = [one for one in self.optuna.get_trials(deepcopy=False) if step in one.intermediate_values]
+        gains: dict[str | None, list[float]] = {}
+        for one in reached:
+            if one.user_attrs.get("result", {}).get("state") == "complete":
+                gains.setdefault(one.params.get("learner"), []).append(one.values[0] - one.intermediate_values[step])
+        return {
+            one.number: one.intermediate_values[step] + float(np.mean(gains[learner]))
+            for one in reached
+            if (learner := one.params.get("learner")) in gains
+        }
+
+    def _halved(self, number: int, step: int) -> bool:
+        """Tell whether a trial is not among the better half of those that reached this step (successive halving).
+
+        They are held against each other by what they will come to (Jamieson & Talwalkar, 2016, arXiv:1502.07943, and
+        without waiting for each other as in Li et al., 2020, arXiv:1810.05934, hold them by what they are).
+        """
+        predicted = self._predicted(step)
+        if number not in predicted or len(predicted) < LEAST_TO_HALVE:
+            return False  # nobody knows yet how its learner goes on, or what is good
+        sign = 1 if self.bench.objective.direction == "maximize" else -1
+        better = sum(sign * other > sign * predicted[number] for other in predicted.values())
+        if better < max(1, len(predicted) // 2):
+            return False
+        self.estimates[number] = predicted[number]
+        return True
+
+    def _exempt(self, number: int) -> bool:
+        """Tell whether a trial is never stopped: a learner's default, by which the others are judged."""
+        return not self.bench.study.prune or self.running[number].user_attrs.get("origin") == "default"
 
     def _best(self) -> NDArray[np.float64] | None:
         """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
@@ -159,7 +195,7 @@ class Ledger:
             self.again.append(trial)
             return False
         if done.per_task:
-            write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task)
+            write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task, done.others)
         trial.set_user_attr("result", asdict(result))
         self._close(result)
         self.results.append(result)
@@ -181,7 +217,7 @@ class Ledger:
     def _close(self, result: TrialResult) -> None:
         match result.state:
             case "complete":
-                self.optuna.tell(result.number, result.mean)
+                self.optuna.tell(result.number, list(values(self.bench, result).values()))
             case "pruned" if result.estimate is not None:
                 # Told as pruned, the sampler would take it for worse than every complete trial, however bad those are.
                 self.optuna.tell(result.number, result.estimate)
@@ -207,56 +243,20 @@ class Ledger:
                 self.tell(Done(TrialResult(trial.number, "failed", params["learner"], params, seed, reason)))
 
 
-class SeededTPE(BaseSampler):
-    """Optuna's TPE, its random numbers made from the study's seed, the trial's number and the parameter's name alone.
-
-    So a study that was interrupted, even while it chose, goes on as if it had not been. Of `settled` learners, of which
-    nothing is searched, the default is all there is: they are not chosen again.
-    """
-
-    def __init__(self, seed: int, settled: Collection[str] = ()) -> None:
-        self.seed, self.settled = seed, settled
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        for attempt in range(PROPOSALS):
-            found = self._of(trial, *self._again(attempt)).sample_relative(study, trial, search_space)
-            if found.get("learner") not in self.settled:
-                return found
-        return found | {"learner": self._open(trial, search_space["learner"])}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        for attempt in range(PROPOSALS):
-            sampler = self._of(trial, param_name, *self._again(attempt))
-            found = sampler.sample_independent(study, trial, param_name, param_distribution)
-            if param_name != "learner" or found not in self.settled:
-                return found
-        return self._open(trial, param_distribution)
-
-    def _again(self, attempt: int) -> tuple[int, ...]:
-        return (attempt,) if attempt else ()
-
-    def _open(self, trial: FrozenTrial, learners: BaseDistribution) -> Any:
-        """Return any learner of which something is searched; there is one."""
-        assert isinstance(learners, CategoricalDistribution)
-        choices = [learner for learner in learners.choices if learner not in self.settled]
-        return choices[seeds.derive(self.seed, "learner", trial.number) % len(choices)]
-
-    def _of(self, trial: FrozenTrial, *names: str | int) -> TPESampler:
-        return TPESampler(seed=seeds.derive(self.seed, "sampler", trial.number, *names) % 2**32, n_startup_trials=10)
-
-
-def write_scores(path: Path, per_task: Sequence[float]) -> None:
-    """Write scores task by task, whole or not at all."""
+def write_scores(path: Path, per_task: Sequence[float], others: Mapping[str, Sequence[float]] | None = None) -> None:
+    """Write scores task by task, each file whole or not at all; those by other objectives beside it."""
     path.parent.mkdir(exist_ok=True)
-    with whole(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(per_task, np.float64), allow_pickle=False)
+    for file, scores in {
+        path: per_task,
+        **{scores_by(path, name): other for name, other in (others or {}).items()},
+    }.items():
+        with whole(file) as temporary, temporary.open("wb") as opened:
+            np.save(opened, np.array(scores, np.float64), allow_pickle=False)
+
+
+def scores_by(path: Path, name: str) -> Path:
+    """Return the file beside `path` that holds the scores by another objective."""
+    return path.with_suffix(f".{name}.npy")
 
 
 def read_scores(path: Path) -> NDArray[np.float64] | None:

@@ -13,18 +13,22 @@ import torch
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
-from metaopt.study import file, leaderboard, model, tested, versions
+from metaopt.objective import MetaObjective
+from metaopt.study import file, leaderboard, model, strategy, tested, versions
 from metaopt.study.crew import Alone, Crew, Workers
+from metaopt.study.file import Preference
 from metaopt.study.folder import owned
 from metaopt.study.ledger import Ledger, write_scores
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
+from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
 
 log = logging.getLogger(__name__)
 
 FINALISTS = "finalists"
 """The folder in a run folder that holds finalists' weights and scores, by trial and repeat: 00012-0.npy."""
+LEAST_TASKS = 100
+"""That finalists are scored on, however short the time."""
 REPORT_SCORES = "report.npy"
 """The winner's scores on the test pool, task by task."""
 
@@ -69,6 +73,8 @@ def run(
     with owned(folder):
         _refuse_another(bench.study.name, folder / "study.yaml")
         ledger = Ledger(bench, open_storage(folder, storage), folder)
+        if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
+            log.warning("%s: %s", bench.study.name, said)
         earlier = leaderboard.read(folder)
         if earlier and _is_over(bench, ledger, earlier):
             return earlier
@@ -86,9 +92,9 @@ def run(
         report: Scores | None = None
         try:
             _search(bench, ledger, crew, watcher, stopped, end)
-            finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, folder)
+            finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, end)
             if finalists and not stopped():
-                watcher.phase(f"scoring the winner on {bench.study.evaluation.report_tasks} test tasks")
+                watcher.phase(f"scoring the winner on {len(finalists[0].fresh.per_task)} test tasks")
                 report = _report(bench, finalists[0], crew, folder, fallen)
         finally:
             crew.close()
@@ -116,9 +122,13 @@ def _refuse_another(name: str, path: Path) -> None:
 
 def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
     """Tell whether an earlier run came to its end and this one asks for no more of anything."""
-    if earlier["status"] != "finished" or any(
-        earlier["limits"].get(key) != getattr(bench.study.evaluation, key)
-        for key in ("finalists", "repeats", "report_tasks")
+    if (
+        earlier["status"] != "finished"
+        or any(
+            earlier["limits"].get(key) != getattr(bench.study.evaluation, key)
+            for key in ("finalists", "repeats", "report_tasks")
+        )
+        or earlier.get("prefer", str(bench.study.prefer)) != str(bench.study.prefer)
     ):
         return False
     timeout, before = bench.study.timeout, earlier["limits"]["timeout"]
@@ -133,14 +143,17 @@ def _search(
     while True:
         deadline = end - _reserve(bench, ledger.results, crew)
         left = bench.study.trials - len(ledger.results) - crew.busy
-        while crew.idle and left > 0 and not stopped() and time.monotonic() < deadline:
-            job = ledger.ask(deadline)
+        while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline:
+            # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
+            job = ledger.ask(min(deadline, now + 0.45 * (end - now)))
             watcher.started(job)
             crew.start(job)
             left -= 1
         if not crew.busy:
             return
         for done in crew.wait():
+            if done.result.reason == TIMEOUT:
+                end = -math.inf  # another would not come to its end either
             if ledger.tell(done):
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(leaderboard.ranked(bench, ledger.results)), None)
@@ -152,32 +165,55 @@ def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
     if bench.study.timeout is None:
         return 0.0
     best = leaderboard.ranked(bench, results)[: bench.study.evaluation.finalists]
-    if not best:
-        return 0.1 * bench.study.timeout
-    tasks = bench.study.evaluation.report_tasks
-    scoring = [result.evaluation_seconds / result.tasks * tasks for result in best]
+    return _needed(bench, best, bench.study.evaluation.report_tasks, crew) if best else 0.1 * bench.study.timeout
+
+
+def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, crew: Crew) -> float:
+    """Return the seconds for meta-training these trials anew, scoring them on so many tasks, and one on test tasks."""
+    scoring = [result.evaluation_seconds / result.tasks * n_tasks for result in chosen]
     each = [
-        bench.study.evaluation.repeats * (result.seconds - result.evaluation_seconds + s)
-        for result, s in zip(best, scoring, strict=True)
+        bench.study.evaluation.repeats * (result.seconds - result.evaluation_seconds + seconds)
+        for result, seconds in zip(chosen, scoring, strict=True)
     ]
     return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring))
 
 
+def _fitting(
+    bench: Bench, chosen: list[TrialResult], crew: Crew, watcher: Watcher, left: float
+) -> tuple[list[TrialResult], int]:
+    """Return as many finalists as there is time for, one at least, and on how many tasks to score them in it."""
+    n_tasks, n = bench.study.evaluation.report_tasks, len(chosen)
+    while len(chosen) > 1 and _needed(bench, chosen, n_tasks, crew) > left:
+        chosen = chosen[:-1]
+    if len(chosen) < n:
+        watcher.phase(f"time is left for {len(chosen)} of {n} finalists")
+    spare, full = left - _needed(bench, chosen, 0, crew), _needed(bench, chosen, n_tasks, crew)
+    if full > left:
+        share = spare / (full - _needed(bench, chosen, 0, crew))
+        n_tasks = max(min(LEAST_TASKS, n_tasks), int(share * n_tasks))
+        watcher.phase(f"time is left for {n_tasks} of {bench.study.evaluation.report_tasks} fresh tasks")
+    return chosen, n_tasks
+
+
 def _finalists(
-    bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], folder: Path
+    bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], end: float
 ) -> tuple[list[Finalist], list[TrialResult]]:
     """Meta-train the best few pipelines anew, with fresh seeds, score them on fresh tasks, and rank them by that.
 
     Returns beside them what failed on that way.
     """
-    evaluation = bench.study.evaluation
+    evaluation, folder = bench.study.evaluation, ledger.folder
     chosen = leaderboard.ranked(bench, ledger.results)[: evaluation.finalists]
-    if not chosen or stopped():
+    if stopped() or not chosen:
+        _refuse_bounds(bench, ledger.results)
         return [], []
+    chosen, n_tasks = _fitting(bench, chosen, crew, watcher, end - time.monotonic())
     times = f", {evaluation.repeats} times each" if evaluation.repeats > 1 else ""
-    watcher.phase(f"meta-training {len(chosen)} finalists anew{times}, for {evaluation.report_tasks} fresh tasks")
+    watcher.phase(f"meta-training {len(chosen)} finalists anew{times}, for {n_tasks} fresh tasks")
     (folder / FINALISTS).mkdir(exist_ok=True)
-    waiting = [_again(bench, result, repeat, folder) for result in chosen for repeat in range(evaluation.repeats)]
+    waiting = [
+        _again(bench, result, repeat, n_tasks, folder) for result in chosen for repeat in range(evaluation.repeats)
+    ]
     files = {job.seed: job.save_to for job in waiting if job.save_to}
     came: dict[int, Done] = {}
     fallen: dict[int, TrialResult] = {}
@@ -188,7 +224,7 @@ def _finalists(
             fresh = done.result
             came[fresh.seed] = done
             if fresh.state == "complete":
-                write_scores(files[fresh.seed].with_suffix(".npy"), done.per_task)
+                write_scores(files[fresh.seed].with_suffix(".npy"), done.per_task, done.others)
             elif fresh.reason != INTERRUPTED:
                 fallen[fresh.number] = replace(fresh, reason=f"as a finalist: {fresh.reason}")
                 watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
@@ -198,12 +234,24 @@ def _finalists(
         repeats = tuple(came[seed] for seed in own if seed in came and came[seed].result.state == "complete")
         if len(repeats) == evaluation.repeats:
             finalists.append(Finalist(result, repeats, files[own[0]], _mean(bench, repeats)))
-    sign = -1 if bench.objective.direction == "maximize" else 1
-    finalists.sort(key=lambda finalist: (sign * finalist.fresh.mean, finalist.search.number))
+    sign = -1 if bench.decisive.direction == "maximize" else 1
+    finalists.sort(key=lambda finalist: (sign * bench.decided(finalist.fresh).mean, finalist.search.number))
     return finalists, list(fallen.values())
 
 
-def _again(bench: Bench, result: TrialResult, repeat: int, folder: Path) -> Job:
+def _refuse_bounds(bench: Bench, results: list[TrialResult]) -> None:
+    """Raise UserError where trials came to scores, and none of them meets what the study prefers."""
+    found = [leaderboard.values(bench, result) for result in leaderboard.front(bench, results)]
+    for name, sign, bound in bench.study.prefer.bounds if found else ():
+        nearest = (min if sign == "<=" else max)(values[name] for values in found)
+        if not Preference(name, ((name, sign, bound),)).met({name: nearest}):
+            raise UserError(
+                f"no trial has {name}{sign}{bound:g}, the nearest has {nearest:g}; every trial is kept, so run the "
+                "study again with other bounds in --prefer"
+            )
+
+
+def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, folder: Path) -> Job:
     """Return the job that meta-trains a trial's pipeline once more, as long, with a fresh seed, for fresh tasks."""
     return Job(
         number=result.number,
@@ -212,7 +260,7 @@ def _again(bench: Bench, result: TrialResult, repeat: int, folder: Path) -> Job:
         budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
         pool=bench.study.search_on,
         purpose="finalists",
-        n_tasks=bench.study.evaluation.report_tasks,
+        n_tasks=n_tasks,
         save_to=folder / FINALISTS / f"{result.number:05d}-{repeat}.safetensors",
     )
 
@@ -222,14 +270,19 @@ def _seed(bench: Bench, result: TrialResult, repeat: int) -> int:
 
 
 def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
-    per_task = torch.tensor([done.per_task for done in repeats], dtype=torch.float64).mean(0)
     not_finite = sum(done.result.not_finite for done in repeats)
-    return Scores(per_task, not_finite, bench.objective.contributions(per_task))
+
+    def mean(objective: MetaObjective, scores: Sequence[Sequence[float]]) -> Scores:
+        per_task = torch.tensor(scores, dtype=torch.float64).mean(0)
+        return Scores(per_task, not_finite, objective.contributions(per_task))
+
+    others = {other.name: mean(other, [done.others[other.name] for done in repeats]) for other in bench.others}
+    return replace(mean(bench.objective, [done.per_task for done in repeats]), others=others)
 
 
 def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: list[TrialResult]) -> Scores | None:
     """Score the winner on test tasks and record it; None where that was interrupted or failed, which joins `fallen`."""
-    kept, n_tasks = winner.repeats[0].result, bench.study.evaluation.report_tasks
+    kept, n_tasks = winner.repeats[0].result, len(winner.fresh.per_task)
     unused = Budget(tasks=1)
     crew.start(Job(kept.number, kept.params, kept.seed, unused, "test", "report", n_tasks, weights=winner.weights))
     done: list[Done] = []
@@ -240,7 +293,7 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
         if scored.result.reason != INTERRUPTED:
             fallen.append(replace(scored.result, reason=f"as the winner: {scored.result.reason}"))
         return None
-    write_scores(folder / REPORT_SCORES, scored.per_task)
+    write_scores(folder / REPORT_SCORES, scored.per_task, scored.others)
     tested.begin(folder)
     tested.note(folder, "report", trial=kept.number, tasks=n_tasks)
     return _mean(bench, done)

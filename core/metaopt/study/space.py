@@ -31,9 +31,12 @@ class Space:
     learner_classes: Mapping[str, type[Learner]]
     encoder_classes: Mapping[str, type[Encoder]]
 
-    def suggest(self, trial: tune.Trial) -> Params:
-        """Return the pipeline that an Optuna trial chooses; only what may vary is asked of it."""
-        return self._walk(lambda name, parameter, default: parameter.suggest(trial, name))
+    def suggest(self, trial: tune.Trial, learner: str | None = None) -> Params:
+        """Return the pipeline that an Optuna trial chooses, of any learner or of that one.
+
+        Only what may vary is asked of it.
+        """
+        return self._walk(lambda name, parameter, default: parameter.suggest(trial, name), learner)
 
     def default(self, learner: str, encoder: str | None = None) -> Params:
         """Return the learner's default pipeline, moved into the ranges where the study file narrowed them.
@@ -65,6 +68,17 @@ class Space:
         """
         settled = {learner for learner in self.learners if self.searched(self.default(learner)).keys() <= {"learner"}}
         return frozenset(settled if settled < self.learners.keys() else ())
+
+    def real(self) -> str | None:
+        """Return the name of a parameter that is searched and real, the first; None where all are countable."""
+        sections = {**self.learners, **self.encoders, "outer": self.outer, "augment": self.augment}
+        found = (
+            f"{owner}.{name}"
+            for owner, section in sections.items()
+            for name, parameter in section.items()
+            if isinstance(parameter, tune.Real)
+        )
+        return next(found, None)
 
     def transductive(self, params: Params) -> bool:
         """Tell whether a pipeline lets the prediction for one query depend on the others."""

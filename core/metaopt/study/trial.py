@@ -3,8 +3,8 @@
 import math
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ from metaopt.errors import TrialError, UserError
 from metaopt.executor import Executor, Loop, choose
 from metaopt.files import whole
 from metaopt.learner import Learner
-from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import Params, Space, section
@@ -27,10 +26,12 @@ from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
 
 RUNGS = (0.25, 0.5)
-"""Shares of a trial's budget at which it is scored on a few tasks and stopped where it is hopeless."""
+"""Shares of a trial's budget at which it is scored on a few tasks: its learning curve, by which it may be stopped."""
 RUNG_TASKS = 50
 Report = Callable[[float, tuple[float, ...]], bool]
 """Hears the share of meta-training done and the scores, task by task, so far; answers whether to prune."""
+TIMEOUT = "timeout"
+"""The reason of a trial for which the study's time was too short."""
 INTERRUPTED = "interrupted"
 """The reason of a trial that the user interrupted: it will be run again."""
 
@@ -50,7 +51,7 @@ class TrialResult:
     ci95: float | None = None
     median: float | None = None
     estimate: float | None = None
-    """Where it was stopped in its evaluation: what all tasks would have given, which is what the sampler is told."""
+    """Where it was stopped: what it would have come to, which is what the sampler is told."""
     tasks: int = 0
     """Tasks it was scored on."""
     not_finite: int = 0
@@ -63,6 +64,10 @@ class TrialResult:
     """Of everything, by the wall clock."""
     evaluation_seconds: float = 0.0
     """Of the final evaluation, by the wall clock."""
+    objective: str = ""
+    """By which the figures above are: the study's first."""
+    others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Mean and ci95 by the other objectives of a study that has several, by name."""
     parameters: int = 0
     """Numbers that meta-training moves."""
 
@@ -79,7 +84,8 @@ class Job:
     purpose: str
     """Names the evaluation tasks: the same pool, purpose and study seed give the same tasks."""
     n_tasks: int
-    prunable: bool = False
+    reports: bool = False
+    """Whether it reports its scores on the way, and may be told to stop."""
     deadline: float = math.inf
     """On the monotonic clock."""
     save_to: Path | None = None
@@ -94,6 +100,8 @@ class Done:
 
     result: TrialResult
     per_task: tuple[float, ...] = ()
+    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Scores task by task by the other objectives of a study that has several."""
 
 
 class Stop(Exception):  # noqa: N818 - not an error
@@ -106,7 +114,11 @@ class Bench:
     def __init__(self, study: Study, registry: Registry, device: torch.device) -> None:
         self.study, self.registry, self.device = study, registry, device
         self.sampler: TaskSampler = registry.task_sampler(study.tasks.sampler)(study.tasks.config)
-        self.objective: MetaObjective = _default(registry.meta_objective(study.objective))
+        self.objective, *self.others = (
+            registry.meta_objective(name)(config) for name, config in study.objectives.items()
+        )
+        self.decisive = next(one for one in (self.objective, *self.others) if one.name == study.objective)
+        """The objective by which finalists are ranked."""
         self.spec, self.train_spec = study.tasks.specs(self.sampler)
 
     def __reduce__(self) -> tuple[Callable[..., "Bench"], tuple[dict[str, Any], str]]:
@@ -116,12 +128,22 @@ class Bench:
         """Return the executor that runs this learner's tasks."""
         return choose(self.study.executor, self.spec) if learner.batchable else Loop()
 
+    def decided(self, scores: Scores) -> Scores:
+        """Return scores as they are by the decisive objective, those by the others beside them."""
+        if self.decisive is self.objective:
+            return scores
+        by = {self.objective.name: replace(scores, others={}), **scores.others}
+        decisive = by.pop(self.decisive.name)
+        return replace(decisive, others=by)
+
     def check(self) -> None:
         """Raise UserError where the pools cannot give the study's tasks, or an encoder does not suit the examples."""
         self.sampler.check("train", self.train_spec)
         pools: tuple[Pool, ...] = ("validation", "test")
         for pool in pools:
             self.sampler.check(pool, self.spec)
+        if any(objective.fits_temperature for objective in (self.objective, *self.others)):
+            self.sampler.check("train", self.spec)
         space = self.study.space
         for strengths in tune.extremes(space.augment):
             Augment(**strengths).check(self.spec.x_shape)
@@ -157,6 +179,7 @@ class Bench:
             draw=seeds.generator(self.study.seed, "evaluate", pool, purpose),
             device=self.device,
             at=at,
+            others=self.others,
         )
 
     def run(
@@ -172,7 +195,7 @@ class Bench:
         started = time.monotonic()
         result = TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed)
         training, scores = Training(), None
-        check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.prunable else []
+        check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.reports else []
 
         def note(so_far: Training) -> None:
             nonlocal training
@@ -229,13 +252,16 @@ class Bench:
         result = replace(
             result,
             state="complete",
+            objective=self.objective.name,
             mean=scores.mean,
             ci95=scores.ci95,
             median=scores.median,
             tasks=len(scores.per_task),
             not_finite=scores.not_finite,
+            others={name: {"mean": other.mean, "ci95": other.ci95} for name, other in scores.others.items()},
         )
-        return Done(result, tuple(scores.per_task.tolist()))
+        per_task = {name: tuple(other.per_task.tolist()) for name, other in scores.others.items()}
+        return Done(result, tuple(scores.per_task.tolist()), per_task)
 
     def _train(
         self,
@@ -245,7 +271,7 @@ class Bench:
         stopped: Callable[[], bool],
         note: Callable[[Training], None],
     ) -> Training:
-        rungs = list(RUNGS) if job.prunable else []
+        rungs = list(RUNGS) if job.reports else []
         check = until(job.deadline, stopped)
 
         def at(training: Training) -> None:
@@ -294,7 +320,7 @@ def until(deadline: float, stopped: Callable[[], bool]) -> Callable[[], None]:
         if stopped():
             raise Stop(INTERRUPTED)
         if time.monotonic() > deadline:
-            raise Stop("timeout")
+            raise Stop(TIMEOUT)
 
     return check
 
@@ -311,7 +337,3 @@ def _first_line(error: BaseException) -> str:
         return next(iter(str(error).splitlines()), "")
     except Exception:  # a learner's own error class may fail to print
         return "(an error that cannot say why)"
-
-
-def _default(cls: type[MetaObjective]) -> MetaObjective:
-    return cls(cls.Config())

@@ -20,7 +20,7 @@ def used(bench: "Bench") -> dict[str, str]:
     space = bench.study.space
     named = [
         type(bench.sampler),
-        type(bench.objective),
+        *(type(objective) for objective in (bench.objective, *bench.others)),
         *space.learner_classes.values(),
         *space.encoder_classes.values(),
     ]

@@ -198,6 +198,24 @@ def draws_no_random_numbers_at_meta_test(cls: type[Learner]) -> None:
         _same(learner(*task), first, "two predictions of one task differ at meta-test", exactly=True)
 
 
+def adapts_in_the_steps_that_it_names(cls: type[Learner]) -> None:
+    """Where `steps` names a field of its Config, that many steps it takes at meta-test: none, one or more."""
+    if cls.steps is None:
+        raise Skipped("it names no number of steps")
+    fields = declared(cls.Config)
+    assert cls.steps in fields, f"steps: {unknown('field of its Config', cls.steps, fields)}"
+    for setting in settings(cls):
+        learner, tasks = setting.build().eval(), setting.tasks()
+        usual = _predict(learner, tasks)
+        _same(_predict(learner.with_steps(getattr(learner.config, cls.steps)), tasks), usual, "with_steps changed it")
+        none = _predict(learner.with_steps(0), tasks)
+        assert none.isfinite().all(), "its predictions after no step are not finite"
+        assert none.shape == usual.shape, f"after no step its predictions have shape {tuple(none.shape)}"
+        assert not torch.equal(none, usual), (
+            f"no step and the usual number of steps predict the same; does forward read config.{cls.steps}?"
+        )
+
+
 def runs_in_float32_and_float64(cls: type[Learner]) -> None:
     """Predictions have the dtype of the inputs, and agree in both."""
     for setting in settings(cls):
@@ -344,6 +362,7 @@ CHECKS: list[Callable[[Any], None]] = [
     works_without_gradients,
     is_reproducible_from_a_seed,
     draws_no_random_numbers_at_meta_test,
+    adapts_in_the_steps_that_it_names,
     runs_in_float32_and_float64,
     survives_a_state_dict_round_trip,
     pickles_to_a_worker_process,

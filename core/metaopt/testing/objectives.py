@@ -123,7 +123,10 @@ def _predictions(cls: type[MetaObjective]) -> Iterator[tuple[TaskSpec, Tensor, T
 
 
 def _score(cls: type[MetaObjective], spec: TaskSpec, predictions: Tensor, truth: Tensor) -> Tensor:
-    return cls(cls.Config()).score(Outcome(spec, predictions, truth)).double()
+    objective = cls(cls.Config())
+    steps = objective.steps or 0
+    curve = (torch.zeros_like(predictions), *[predictions] * steps) if steps else ()
+    return objective.score(Outcome(spec, predictions, truth, curve=curve)).double()
 
 
 def _sign(cls: type[MetaObjective]) -> int:

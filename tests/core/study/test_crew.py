@@ -121,9 +121,9 @@ def keep(number: int, progress: float, value: float) -> bool:
     return False
 
 
-def job_of(bench: Bench, number: int, fate: str = "lives", prunable: bool = False) -> Job:
+def job_of(bench: Bench, number: int, fate: str = "lives", reports: bool = False) -> Job:
     params = bench.study.space.default("mortal") | {"mortal.fate": fate}
-    return Job(number, params, number, Budget(tasks=40), "validation", "search", 20, prunable)
+    return Job(number, params, number, Budget(tasks=40), "validation", "search", 20, reports)
 
 
 def carry_out(crew: Crew, jobs: list[Job]) -> dict[int, Done]:
@@ -229,7 +229,7 @@ def test_rungs_are_heard_with_the_jobs_number_and_their_answer_prunes(
         return number == 1
 
     crew: Crew = Alone(bench, report, never) if kind == "alone" else workers(1, report)
-    done = carry_out(crew, [job_of(bench, number, prunable=True) for number in range(2)])
+    done = carry_out(crew, [job_of(bench, number, reports=True) for number in range(2)])
     assert heard == [(0, 0.25), (0, 0.5), (1, 0.25)]
     assert [done[number].result.state for number in range(2)] == ["complete", "pruned"]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from metaopt import plugins, seeds
 from metaopt.errors import UserError
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
-from metaopt.study.ledger import ATTEMPTS, Ledger, SeededTPE, results
+from metaopt.study.ledger import ATTEMPTS, Ledger, results
 from metaopt.study.space import Params
 from metaopt.study.storage import open_storage
+from metaopt.study.strategy import Joint
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 REGISTRY = plugins.load()
@@ -77,7 +78,7 @@ def test_the_defaults_come_first_in_the_files_order_and_are_never_pruned(ledger:
     jobs = finish(book := ledger(), 6)
     space = book.bench.study.space
     assert [job.params for job in jobs[:3]] == [space.default(name) for name in ("reptile", "maml", "finetune")]
-    assert [job.prunable for job in jobs] == [False] * 3 + [True] * 3
+    assert all(job.reports for job in jobs), "their learning curves are kept"
     assert [job.number for job in jobs] == list(range(6))
     assert all(job.params not in [default.params for default in jobs[:3]] for job in jobs[3:])
 
@@ -111,7 +112,7 @@ def test_a_search_that_dies_in_every_trial_goes_on_as_if_it_had_not(ledger: Call
 
 
 def test_the_parameters_of_a_random_trial_are_independent_and_uniform() -> None:
-    search = optuna.create_study(sampler=SeededTPE(0))
+    search = optuna.create_study(sampler=Joint(0))
     trials = [search.ask() for _ in range(300)]
     drawn = np.array([[trial.suggest_float(name, 0, 1) for name in ("a", "b")] for trial in trials])
     assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 3 / math.sqrt(300)
@@ -228,17 +229,50 @@ def test_several_trials_that_ran_at_once_are_all_taken_up_before_new_ones(ledger
 # Pruning
 
 
-def test_a_trial_is_hopeless_where_it_is_worse_than_the_median_there(ledger: Callable[..., Ledger]) -> None:
-    book = ledger()  # less error is better
-    finish(book, 3)
-    for error in (3.0, 1.0, 2.0):
-        job = book.ask()
-        assert not book.report(job.number, 0.25, error), "too few to compare with, or better"
-        book.tell(done(job))
-    for error, hopeless in ((1.9, False), (2.1, True), (math.nan, False), (math.inf, False)):
-        job = book.ask()
-        assert book.report(job.number, 0.25, error) is hopeless
-        book.tell(done(job, "pruned"))
+def curve(book: Ledger, learner: str, at_half: float, end: float) -> bool:
+    """Run a trial of a learner with such errors half way and at its end; return whether it was stopped half way."""
+    book.optuna.enqueue_trial({"learner": learner})
+    job = book.ask()
+    assert job.params["learner"] == learner
+    stopped = book.report(job.number, 0.5, [at_half] * 5)
+    result = TrialResult(job.number, "pruned" if stopped else "complete", learner, job.params, job.seed, mean=end)
+    book.tell(Done(replace(result, mean=None if stopped else end)))
+    return stopped
+
+
+def test_a_trial_is_stopped_unless_it_is_in_the_better_half_of_what_all_will_come_to(
+    ledger: Callable[..., Ledger],
+) -> None:
+    book = ledger(trials=100)  # less error is better
+    for learner, end in (("reptile", 4.0), ("maml", 1.0), ("finetune", 4.5)):
+        job = book.ask()  # the defaults: maml gains 4 from half of its training on, the others 1
+        assert not book.report(job.number, 0.5, [5.0 if learner != "finetune" else 5.5] * 5)
+        book.tell(Done(TrialResult(job.number, "complete", learner, job.params, job.seed, mean=end)))
+    assert not curve(book, "maml", 4.9, 1.2), "it will come to 0.9, the best of all"
+    assert curve(book, "reptile", 3.9, 0.0), "as good by then, but its learner gains little: 2.9"
+    assert curve(book, "maml", 6.9, 0.0), "3.05, and it is behind the better three"
+    estimates = {one.number: one.value for one in book.optuna.get_trials() if one.user_attrs["result"]["estimate"]}
+    assert estimates == {4: pytest.approx(2.9), 5: pytest.approx(6.9 - (4.0 + 3.7) / 2)}
+
+
+def test_no_trial_is_stopped_before_four_got_so_far_nor_where_its_learner_has_not_finished_one(
+    ledger: Callable[..., Ledger],
+) -> None:
+    book = ledger(trials=100)
+    jobs = [book.ask() for _ in range(3)]
+    for job in jobs[:2]:
+        assert not book.report(job.number, 0.5, [1.0] * 5)
+        book.tell(Done(TrialResult(job.number, "complete", job.params["learner"], job.params, job.seed, mean=0.0)))
+    assert not curve(book, "maml", 50.0, 40.0), "the third to get there"
+    assert not curve(book, "finetune", 90.0, 80.0), "its default still runs"
+    assert curve(book, "maml", 60.0, 0.0)
+
+
+def test_an_error_that_is_not_finite_stops_nothing(ledger: Callable[..., Ledger]) -> None:
+    book = ledger()
+    finish(book, 6)
+    for error in (math.nan, math.inf):
+        assert not book.report(book.ask().number, 0.5, [error] * 5)
 
 
 def test_a_rung_that_an_earlier_attempt_reported_is_not_reported_again(ledger: Callable[..., Ledger]) -> None:

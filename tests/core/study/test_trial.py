@@ -287,14 +287,14 @@ def test_a_trial_that_may_be_stopped_is_looked_at_after_a_quarter_and_a_half_of_
 
     bench.run(job_of(bench, "maml"), report)
     assert seen == [], "only a trial that may be pruned"
-    looked_at = bench.run(job_of(bench, "maml", prunable=True), report)
+    looked_at = bench.run(job_of(bench, "maml", reports=True), report)
     assert [progress for progress, _ in seen] == [0.25, 0.5]
     assert all(len(scores) == 30 and 0.0 <= min(scores) <= max(scores) <= 1.0 for _, scores in seen)
     assert timeless(looked_at) == timeless(bench.run(job_of(bench, "maml"))), "to look at it changes nothing"
 
 
 def test_a_hopeless_trial_is_pruned_where_it_was_found_so(bench: Bench) -> None:
-    done = bench.run(job_of(bench, "maml", prunable=True), lambda progress, value: progress == 0.5)
+    done = bench.run(job_of(bench, "maml", reports=True), lambda progress, value: progress == 0.5)
     assert (done.result.state, done.result.reason) == ("pruned", "hopeless at 50% of its budget")
     assert (done.result.trained_tasks, done.result.planned_tasks, done.result.mean) == (20, 40, None)
 
@@ -307,7 +307,7 @@ def test_a_trained_trial_is_looked_at_after_20_40_80_160_and_320_tasks_or_soon_a
             seen.append(scores)
         return False
 
-    job = job_of(bench, prunable=True, n_tasks=600)
+    job = job_of(bench, reports=True, n_tasks=600)
     done = bench.run(job, report)
     assert [len(scores) for scores in seen] == [32, 48, 80, 160, 320], "tasks are computed sixteen at once"
     assert all(scores == done.per_task[: len(scores)] for scores in seen)

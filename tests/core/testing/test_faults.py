@@ -186,6 +186,18 @@ class DrawsFromNumpy(Good):
         return super().forward(support_x, support_y, query_x)
 
 
+class NamesNoField(Good):
+    steps = "stepz"
+
+
+class TakesNoSteps(Good):
+    steps = "steps"
+
+    @dataclass(frozen=True)
+    class Config:
+        steps: int = tune.integer(1, 5, default=2)
+
+
 class AlwaysFloat64(Good):
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         return super().forward(support_x, support_y, query_x).double()
@@ -642,6 +654,7 @@ FAULTS: Mapping[Check, tuple[type, ...]] = {
     learners.works_without_gradients: (NeedsGradients,),
     learners.is_reproducible_from_a_seed: (StartsAtRandom,),
     learners.draws_no_random_numbers_at_meta_test: (DrawsAndForgets, DrawsFromNumpy),
+    learners.adapts_in_the_steps_that_it_names: (NamesNoField, TakesNoSteps),
     learners.runs_in_float32_and_float64: (AlwaysFloat64,),
     learners.survives_a_state_dict_round_trip: (LearnsOutsideItsState,),
     learners.pickles_to_a_worker_process: (HoldsAFunction,),
