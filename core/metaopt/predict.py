@@ -8,6 +8,7 @@ from typing import Any
 from metaopt.errors import UserError
 from metaopt.estimator import FewShotClassifier, load
 from metaopt.files import whole
+from metaopt.preprocessing import Given
 
 
 def adapted(model: Path, support: Path, device: str) -> FewShotClassifier:
@@ -25,11 +26,19 @@ def _load(model: Path, device: str) -> FewShotClassifier:
 
 
 def _learn(classifier: FewShotClassifier, support: Path) -> FewShotClassifier:
-    given = classifier.opened().preprocessing.read(support, labelled=True)
+    given = _read(classifier, support, labelled=True)
     try:
         return classifier.fit(given.examples, given.labels)
     except UserError as error:
         raise UserError(f"{support}: {error}") from None
+
+
+def _read(classifier: FewShotClassifier, path: Path, *, labelled: bool) -> Given:
+    preprocessing = classifier.opened().preprocessing
+    if not path.exists():
+        what = {"pictures": "a folder of pictures", "rows": "a table", "texts": "a file of texts"}
+        raise UserError(f"there is no {path}; give {what.get(preprocessing.takes, 'a file of arrays')}")
+    return preprocessing.read(path, labelled=labelled)
 
 
 def predict(model: Path, support: Path, query: Path, device: str) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def predict(model: Path, support: Path, query: Path, device: str) -> dict[str, A
     classifier = _load(model, device)
     started = time.perf_counter()
     _learn(classifier, support)
-    asked = classifier.opened().preprocessing.read(query, labelled=False)
+    asked = _read(classifier, query, labelled=False)
     try:
         probabilities = classifier.predict_proba(asked.examples)
     except UserError as error:

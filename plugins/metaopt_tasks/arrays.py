@@ -35,7 +35,6 @@ class ArrayFile(Preprocessing):
 
     def read(self, path: Path, *, labelled: bool) -> Given:
         """Return X, and y where it is asked for, of a .npz or .safetensors file."""
-        path = find("file", str(path), "a .npz or .safetensors file")
         config = Arrays.Config(x=self.settings["x"], y=self.settings["y"])
         arrays = _read(path, config, labelled=labelled)
         x = _examples(f"{path}: {config.x}", arrays[config.x])

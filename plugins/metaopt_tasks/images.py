@@ -87,8 +87,6 @@ class Pictures(Preprocessing):
 
     def read(self, path: Path, *, labelled: bool) -> Given:
         """Return the pictures in a folder or zip file; labelled they stand in a folder for each class."""
-        if not path.exists():
-            raise UserError(f"there is no {path}; give a folder of pictures")
         if path.is_file() and _is_picture(path.name) and not labelled:
             return Given([path.name], [path], None)
         files = list(_find_pictures(path, follow_links=False))

@@ -56,7 +56,6 @@ class Rows(Preprocessing):
 
     def read(self, path: Path, *, labelled: bool) -> Given:
         """Return the rows of a CSV, TSV, JSON, JSON Lines or Parquet file, and the column of the class."""
-        path = find("file", str(path), "a table such as a CSV file")
         columns, label = read_columns(path), self.settings["label"]
         labels = texts(column(columns, label, path, "label"), "label", path) if labelled else None
         n = len(next(iter(columns.values())))

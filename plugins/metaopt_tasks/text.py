@@ -81,7 +81,6 @@ class Sentences(Preprocessing):
 
     def read(self, path: Path, *, labelled: bool) -> Given:
         """Return the texts of a CSV, TSV, JSON, JSON Lines or Parquet file, and the column of the class."""
-        path = find("file", str(path), "a file of texts, such as a CSV file")
         columns, label = read_columns(path), self.settings["label"]
         if vectors := self.settings["vectors"]:
             examples: Any = _vectors(column(columns, vectors, path, "vectors"), vectors, path)
