@@ -238,6 +238,14 @@ def show_audit(found: Mapping[str, Any]) -> None:
     out.print(f"{count['ok']} ok, {count['note']} to note, {count['failed']} failed")
 
 
+def show_report(found: Mapping[str, Any]) -> None:
+    """Print where a report is, and what it could not show."""
+    out = console()
+    for sentence in found["skipped"]:
+        out.print(f"not shown: {sentence}", style="yellow")
+    out.print(f"written to {found['report']} ({found['bytes'] / 1e6:.1f} MB); open it in a browser, no network needed")
+
+
 def show_error(found: Mapping[str, Any]) -> None:
     """Print the error of a saved model on fixed tasks."""
     kind = "transductive" if found["transductive"] else "inductive"

@@ -187,28 +187,62 @@ def meta_test(
     whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and the
     objective has no worst score to count for it.
     """
-    learner.eval()
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
     scores, not_finite = torch.empty(0, dtype=torch.float64), 0
-    views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
-    of_size: dict[TaskSpec, Learner] = {}
-    with torch.no_grad():  # adaptation turns gradients on for itself
-        for n in _chunks(n_tasks):
-            at(scores)
-            spec = sized(learner.spec, draw)
-            one = of_size.setdefault(spec, learner.with_spec(spec))
-            batch = sampler.draw(pool, one.spec, n, draw).to(device)
-            started = time.perf_counter()
-            predictions = _predict(one, executor, batch, views)
-            seconds = (time.perf_counter() - started) / n
-            outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters)
-            new = objective.score(outcome).double().cpu()
-            bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & new.isfinite())
-            not_finite += int(bad.sum())
-            scores = torch.cat([scores, new if objective.worst is None else new.masked_fill(bad, objective.worst)])
+
+    def before() -> None:
+        at(scores)
+
+    for played in play(learner, sampler, pool, n_tasks, executor, draw=draw, device=device, before=before):
+        query_y, predictions = played.batch.query_y, played.predictions
+        new = objective.score(Outcome(played.spec, predictions, query_y, played.seconds, parameters)).double().cpu()
+        bad = ~(predictions.flatten(1).isfinite().all(1).cpu() & new.isfinite())
+        not_finite += int(bad.sum())
+        scores = torch.cat([scores, new if objective.worst is None else new.masked_fill(bad, objective.worst)])
     if not_finite and objective.worst is None:
         raise TrialError(f"{not_finite} of {n_tasks} {pool} tasks have predictions that are not finite")
     return Scores(scores, not_finite, objective.contributions(scores))
+
+
+@dataclass(frozen=True)
+class Played:
+    """Some tasks of one size, and what a learner predicted for them."""
+
+    spec: TaskSpec
+    batch: TaskBatch
+    predictions: Tensor  # (n_tasks, n_queries, n_outputs)
+    seconds: float
+    """A task took on average to adapt and predict, by the wall clock."""
+
+
+def play(
+    learner: Learner,
+    sampler: TaskSampler,
+    pool: Pool,
+    n_tasks: int,
+    executor: Executor,
+    *,
+    draw: Generator,
+    device: torch.device,
+    before: Callable[[], None] = lambda: None,
+) -> Iterator[Played]:
+    """Let the learner, as it stands, learn tasks of its own `spec` from `pool`, and yield these, a few at a time.
+
+    The same generator state gives the same tasks to any learner. `before` is called before each few, and whatever it
+    raises ends it.
+    """
+    learner.eval()
+    views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
+    of_size: dict[TaskSpec, Learner] = {}
+    for n in _chunks(n_tasks):
+        before()
+        spec = sized(learner.spec, draw)
+        one = of_size.setdefault(spec, learner.with_spec(spec))
+        with torch.no_grad():  # adaptation turns gradients on for itself
+            batch = sampler.draw(pool, spec, n, draw).to(device)
+            started = time.perf_counter()
+            predictions = _predict(one, executor, batch, views)
+        yield Played(spec, batch, predictions, (time.perf_counter() - started) / n)
 
 
 def _predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
