@@ -59,6 +59,8 @@ def write(
     if storage is None and not (folder / JOURNAL).exists():
         raise UserError(f"{folder}: no {JOURNAL} here; give the study's storage with --storage")
     path = output or folder / "report.html"
+    if not path.parent.is_dir():  # known before minutes are spent
+        raise UserError(f"{path.parent} is no folder; make it, or give another path with --output")
     trials = tried.read(_load(board["study"], open_storage(folder, storage)))
     text, skipped = page(folder, board, trials, *_bench(folder, registry, device))
     try:

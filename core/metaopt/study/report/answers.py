@@ -40,6 +40,8 @@ SHOWN_QUERIES = 8
 MATRIX = 14
 """Classes in the table of confusions, where a pool has more."""
 PAIRS = 6
+MOST_NUMBERS = 2**29
+"""In the examples of a pool above which these are not read to tell its classes."""
 LARGEST = 64
 """Height and width of a picture in pixels above which it is made smaller."""
 
@@ -167,7 +169,9 @@ def answers(bench: Bench, learner: Learner, seconds: float = SECONDS) -> Answers
     if not pictured:
         skipped.append("The hardest tasks are drawn where examples are pictures; these are not.")
     if not asked:
-        skipped.append("Confusions are counted where the sampler holds its classes in memory; this one does not.")
+        skipped.append(
+            "Confusions are counted where the sampler holds its classes, and they are not very large; not so here."
+        )
     confused = [pair for pair, count in wrong.most_common() if pair[0] != pair[1] and count]
     return Answers(
         tasks=len(right),
@@ -192,12 +196,13 @@ class Classes:
         held = getattr(sampler, "pools", {}).get(pool)
         self.names = [one.name for one in getattr(sampler, "classes", {}).get(pool, ())]
         self.of: dict[bytes, int] = {}
-        self.bytes = isinstance(held, ClassPool) and held.sources.dtype == torch.uint8
-        self.count = len(held) if isinstance(held, ClassPool) else 0
-        if isinstance(held, ClassPool):
-            for number, (rows, size) in enumerate(zip(held.table, held.sizes, strict=True)):
-                for example in held.sources[rows[:size]]:
-                    self.of.setdefault(self._key(example), number)
+        self.count, self.bytes = 0, False
+        if not isinstance(held, ClassPool) or int(held.sizes.sum()) * held.sources[0].numel() > MOST_NUMBERS:
+            return
+        self.count, self.bytes = len(held), held.sources.dtype == torch.uint8
+        for number, (rows, size) in enumerate(zip(held.table, held.sizes, strict=True)):
+            for example in held.sources[rows[:size]]:
+                self.of.setdefault(self._key(example), number)
 
     def number(self, example: Tensor) -> int | None:
         """Return the number of the class of an example (*x_shape) as a task holds it; None where that is not known."""
@@ -231,7 +236,7 @@ def _confusion(
         {
             "type": "heatmap", "x": names, "y": names, "z": shares, "text": counts, "zmin": 0, "zmax": 1,
             "xgap": 1, "ygap": 1, "hoverongaps": False,
-            "colorscale": [[0, "rgba(63,127,214,0.06)"], [0.25, "#9db9e4"], [1, "#274f91"]],
+            "colorscale": [[0, "rgba(63,127,214,0.06)"], [1, "rgba(63,127,214,1)"]],
             "colorbar": {"thickness": 12, "outlinewidth": 0, "tickformat": ".0%"},
             "hovertemplate": "%{y} answered as %{x}: %{text}<extra></extra>",
         }
@@ -242,8 +247,8 @@ def _confusion(
     }
     which = "all classes" if len(numbers) == classes.count else f"the {len(numbers)} classes confused most"
     reading = (
-        f"A row is a class, a column what its queries were answered as, of {which}; the darker, the larger the share "
-        "of the queries in tasks where both stood, and blank where they never met. Off the diagonal should be pale."
+        f"A row is a class, a column what its queries were answered as, of {which}; the fuller the blue, the larger "
+        "the share of its queries in tasks where both stood, blank where they never met. Off the diagonal should be pale."
     )
     return Figure("confusion", reading, data, layout, height=200 + 30 * len(numbers))
 
