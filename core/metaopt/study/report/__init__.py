@@ -102,7 +102,6 @@ def page(
         most=next(iter(ranks), None),
         headings=_headings(board, trials, found),
         counts={state: sum(trial.state == state for trial in trials) for state in ("raced", "pruned")},
-        contour_trials=importance.CONTOUR_TRIALS,
         fewest=importance.FEWEST,
         provenance=_provenance(folder, board, bench),
         **_assets(),

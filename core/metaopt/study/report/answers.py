@@ -248,7 +248,7 @@ def _confusion(
     which = "all classes" if len(numbers) == classes.count else f"the {len(numbers)} classes confused most"
     reading = (
         f"A row is a class, a column what its queries were answered as, of {which}; the fuller the blue, the larger "
-        "the share of its queries in tasks where both stood, blank where they never met. Off the diagonal should be pale."
+        "the share of its queries in tasks where both stood; blank if never. Beside the diagonal it should be pale."
     )
     return Figure("confusion", reading, data, layout, height=200 + 30 * len(numbers))
 

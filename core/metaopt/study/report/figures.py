@@ -157,8 +157,7 @@ def progress(board: Board, trials: Sequence[Tried], of: Mapping[str, str], *, ov
 
     ordered = sorted(trials, key=lambda trial: trial.seconds) if over_time else list(trials)
     data: list[dict[str, Any]] = []
-    names = list(dict.fromkeys(of[trial.learner] for trial in trials))
-    for colour in names:
+    for colour in dict.fromkeys(of.values()):
         own = [trial for trial in ordered if of[trial.learner] == colour and trial.state == "complete"]
         learners = list(dict.fromkeys(trial.learner for trial in own))
         if own:

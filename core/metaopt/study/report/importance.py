@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
-from optuna.visualization import plot_contour, plot_slice
+from optuna.visualization import plot_slice
 
 from metaopt.study.report.figures import LONGEST, Board, Figure, plain
 from metaopt.study.report.tried import Tried
@@ -23,9 +24,12 @@ FEWEST = 8
 MOST_LEARNERS = 6
 """Whose importances are drawn: the best ones."""
 SLICES = 9
-CONTOURS = 3
-CONTOUR_TRIALS = 80
-"""Drawn in a contour, of all scores evenly: its grid has a line for each value that was tried."""
+LEVELS = 4
+"""Values of a number below which a contour over it says less than its slice."""
+GRID = 28
+"""Points along each axis of a contour."""
+WIDTH = 0.1
+"""Of the bell curve that smooths a contour, as a share of the range that was tried."""
 EARLY_TO_LATE = [[0, "#9db9e4"], [0.5, "#7a6fc8"], [1, "#c2487f"]]
 
 
@@ -109,25 +113,73 @@ def slices(board: Board, trials: Sequence[Tried], learner: str) -> list[Figure]:
 
 
 def contours(board: Board, trials: Sequence[Tried], learner: str) -> list[Figure]:
-    """Return contours of the score over pairs of the learner's three most important hyperparameters."""
-    own = sorted((trial for trial in scored(trials) if trial.learner == learner), key=lambda trial: trial.value or 0.0)
-    names = list(ranked(trials, learner, board["direction"]))[:CONTOURS]
-    if len(own) < FEWEST or len(names) < 2:
-        return []
-    if len(own) > CONTOUR_TRIALS:
-        own = [own[round(at * (len(own) - 1) / (CONTOUR_TRIALS - 1))] for at in range(CONTOUR_TRIALS)]
-    names = [name for name in names if name in _varied(own)]
-    study, figures = _alone(own, board["direction"]), []
-    for at, pair in enumerate(combinations(names, 2)):
-        data, layout = _of_optuna(plot_contour(study, params=list(pair), target_name=plain(board["objective"])))
-        for trace in data:
-            if trace["type"] == "contour":
-                trace |= {"colorscale": "Cividis", "reversescale": False, "line": {"width": 0.5},
-                          "colorbar": {"thickness": 12, "outlinewidth": 0}}  # fmt: skip
-            else:
-                trace["marker"] = {"color": "#ffffff", "size": 5, "line": {"color": "#222222", "width": 1}}
-        figures.append(Figure(f"contour-{at}", "", data, layout, height=380))
-    return figures
+    """Return the score over pairs of the learner's three most important hyperparameters that are numbers.
+
+    Drawn smoothed: Optuna's own contour goes through every trial, and of noisy scores that makes stripes.
+    """
+    own = [trial for trial in scored(trials) if trial.learner == learner]
+    named = {plain(name, 60): name for trial in own for name in trial.frozen.params}
+    numbers = [
+        named[name]
+        for name in ranked(trials, learner, board["direction"])
+        if len({trial.frozen.params[named[name]] for trial in own if named[name] in trial.frozen.params}) >= LEVELS
+        and not any(isinstance(trial.frozen.distributions.get(named[name]), CategoricalDistribution) for trial in own)
+    ]
+    pairs = list(combinations(numbers[:3], 2))
+    return [figure for at, pair in enumerate(pairs) if (figure := _contour(board, own, pair, f"contour-{at}"))]
+
+
+def _contour(board: Board, trials: Sequence[Tried], pair: tuple[str, str], name: str) -> Figure | None:
+    own = [trial for trial in trials if all(one in trial.frozen.params for one in pair)]
+    if len(own) < FEWEST:
+        return None
+    log = [bool(getattr(own[0].frozen.distributions[one], "log", False)) for one in pair]
+    tried = np.array([[trial.frozen.params[one] for one in pair] for trial in own], float)  # (n, 2)
+    values = np.array([trial.value for trial in own], float)
+    places = np.where(log, np.log(np.where(log, tried, 1.0)), tried)
+    low, high = places.min(0), places.max(0)
+    shares = (places - low) / (high - low)  # (n, 2) from 0 to 1
+    ticks = np.linspace(0, 1, GRID)
+    grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 1, 2)  # (GRID², 1, 2)
+    distances = ((grid - shares) ** 2).sum(-1) / WIDTH**2  # (GRID², n)
+    weights = np.exp(-(distances - distances.min(1, keepdims=True)) / 2)
+    smooth = (weights @ values / weights.sum(1)).reshape(GRID, GRID)
+    axes = [
+        np.exp(a) if logarithmic else a
+        for a, logarithmic in zip((low + ticks[:, None] * (high - low)).T, log, strict=True)
+    ]
+    data = [
+        {
+            "type": "contour",
+            "x": axes[0].tolist(),
+            "y": axes[1].tolist(),
+            "z": smooth.round(5).tolist(),
+            "colorscale": "Cividis",
+            "ncontours": 12,
+            "line": {"width": 0.5},
+            "colorbar": {"thickness": 12, "outlinewidth": 0},
+            "hovertemplate": "%{x:.4g}, %{y:.4g}: about %{z:.4f}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": tried[:, 0].tolist(),
+            "y": tried[:, 1].tolist(),
+            "text": [f"trial {trial.number}: {trial.value:.4f}" for trial in own],
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {"color": "#ffffff", "size": 4, "line": {"color": "#222222", "width": 0.8}},
+        },
+    ]
+    layout = {
+        axis: {"title": {"text": plain(one, 60)}, "range": np.stack([low, high], 1)[at].tolist()}
+        | (
+            {"type": "log", "dtick": "D2", "range": (np.stack([low, high], 1)[at] / np.log(10)).tolist()}
+            if log[at]
+            else {}
+        )
+        for at, (axis, one) in enumerate(zip(("xaxis", "yaxis"), pair, strict=True))
+    }
+    return Figure(name, "", data, layout | {"showlegend": False}, height=360)
 
 
 def pareto(board: Board, trials: Sequence[Tried], of: Mapping[str, str]) -> list[Figure]:

@@ -79,14 +79,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     luck = np.random.default_rng(0)
     pictures = luck.integers(0, 256, (len(NAMES) * 4, 3, 8, 8), dtype=np.uint8)
     np.savez(folder / "data.npz", X=pictures, y=np.array([NAMES[at % len(NAMES)] for at in range(len(pictures))]))
-    tasks = {
-        "sampler": "arrays",
-        "file": str(folder / "data.npz"),
-        "split": "3/3/3",
-        "n_way": 3,
-        "n_shot": 1,
-        "n_query": 2,
-    }
+    pools = {"validation": list(NAMES[:3]), "test": list(NAMES[3:6]), "train": list(NAMES[6:])}
+    tasks = {"sampler": "arrays", "file": str(folder / "data.npz"), "n_way": 3, "n_shot": 1, "n_query": 2, **pools}
     return run(folder, TINY | {"name": "named", "tasks": tasks, "learners": ["pixels"], "trials": 1})
 
 
