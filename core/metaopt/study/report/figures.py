@@ -49,7 +49,7 @@ def bounds(values: Sequence[float]) -> list[float] | None:
     first, third = finite[len(finite) // 4], finite[-1 - len(finite) // 4]
     reach = 3 * (third - first)
     inside = [value for value in finite if first - reach <= value <= third + reach]
-    margin = 0.06 * (inside[-1] - inside[0]) or 0.05
+    margin = 0.06 * (inside[-1] - inside[0]) or 0.05 * abs(inside[0]) or 0.05
     return [inside[0] - margin, inside[-1] + margin]
 
 
