@@ -34,7 +34,15 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     width = WIDTH if plain else None
-    return _Console(file=stream, width=width, soft_wrap=plain, highlight=False, markup=False, emoji=False)
+    return _Console(
+        file=stream,
+        width=width,
+        soft_wrap=plain,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,  # where rich would make a display of each line
+    )
 
 
 class Quiet:
