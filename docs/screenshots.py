@@ -94,14 +94,25 @@ def shoot(browser: Any, path: Path, selector: str = "html", *, margin: int = 0) 
 
 
 def main() -> int:
-    """Run the quickstart without its time limit, write its report, and take the pictures."""
+    """Run the quickstart with some more time, write its report, and take the pictures."""
     from metaopt import cli, terminal
     from metaopt.study import leaderboard
 
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         folder = Path("runs") / "quickstart"
         commands = (
-            ["study", "run", str(STUDY), "--timeout", "20m", "--set", "evaluation.finalists=3", "--quiet"],
+            [
+                "study",
+                "run",
+                str(STUDY),
+                "--workers",
+                "2",
+                "--timeout",
+                "4m",
+                "--set",
+                "evaluation.finalists=3",
+                "--quiet",
+            ],
             ["study", "report", str(folder)],
         )
         for arguments in commands:

@@ -185,6 +185,7 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
     match board["status"]:
         case "finished":
             out.print(f"written to {folder}; score the winner again: metaopt evaluate {folder / 'best'} --tasks 1000")
+            out.print(f"look at it, in one file: metaopt study report {folder}")
         case "interrupted":
             out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
         case _:

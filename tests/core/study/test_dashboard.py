@@ -1,7 +1,9 @@
 """What users know from Optuna works on a run folder: its dashboard, its Python, its command."""
 
+import importlib.util
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import yaml
 
 from metaopt.cli import main
 
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "tasks": {"sampler": "glyphs", "n_way": 3, "n_shot": 1, "n_query": 3, "size": 16,
@@ -71,8 +74,6 @@ def test_the_dashboard_serves_its_page_and_the_studys_trials_to_this_machine_alo
 def test_without_the_extra_a_sentence_says_what_to_install(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import importlib.util
-
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna_dashboard" else found(name))
     assert main(["study", "dashboard", str(finished)]) == 2
@@ -99,17 +100,19 @@ def test_what_is_no_port_is_refused(finished: Path, port: str, capsys: pytest.Ca
     assert "is no port" in capsys.readouterr().err
 
 
-def test_optuna_loads_the_study_from_its_journal(finished: Path) -> None:
-    backend = optuna.storages.journal.JournalFileBackend(str(finished / "journal.log"))
-    study = optuna.load_study(study_name="tiny", storage=optuna.storages.JournalStorage(backend))
+def test_optuna_loads_the_study_as_the_readme_says(finished: Path) -> None:
+    [lines] = re.findall(r"```python\n(backend = .*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {"optuna": optuna}
+    exec(lines.replace("runs/quickstart", str(finished)).replace('"quickstart"', '"tiny"'), names)
     board = json.loads((finished / "leaderboard.json").read_text())
-    assert len(study.trials) == 3
-    assert study.best_value == max(entry["search"]["mean"] for entry in board["learners"].values())
+    assert len(names["study"].trials) == 3
+    assert names["study"].best_value == max(entry["search"]["mean"] for entry in board["learners"].values())
 
 
-def test_optunas_command_lists_the_trials(finished: Path) -> None:
-    storage = ["--storage", str(finished / "journal.log"), "--storage-class", "JournalFileBackend"]
+def test_optunas_command_lists_the_trials_as_the_readme_says(finished: Path) -> None:
+    [line] = re.findall(r"^\$ optuna (trials .*)$", README, re.MULTILINE)
+    arguments = shlex.split(line.replace("runs/quickstart", str(finished)).replace("quickstart", "tiny"))
     run = "from optuna.cli import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", run, "trials", "--study-name", "tiny", *storage, "--format", "json"]
+    command = [sys.executable, "-c", run, *arguments, "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [trial["state"] for trial in json.loads(done.stdout)] == ["COMPLETE"] * 3

@@ -61,8 +61,9 @@ def write(
     path = output or folder / "report.html"
     if not path.parent.is_dir():  # known before minutes are spent
         raise UserError(f"{path.parent} is no folder; make it, or give another path with --output")
-    trials = tried.read(_load(board["study"], open_storage(folder, storage)))
-    text, skipped = page(folder, board, trials, *_bench(folder, registry, device))
+    study = _load(board["study"], open_storage(folder, storage))
+    board.setdefault("directions", [direction.name.lower() for direction in study.directions])
+    text, skipped = page(folder, board, tried.read(study), *_bench(folder, registry, device))
     try:
         write_text(path, text)
     except OSError as error:
