@@ -41,16 +41,23 @@ def colours(board: Board, trials: Sequence[Tried]) -> dict[str, str]:
     return {name: COLOURS[at] if at < len(COLOURS) else OTHER for at, name in enumerate(order)}
 
 
-def bounds(values: Sequence[float]) -> list[float] | None:
-    """Return the ends of an axis for nearly all values: those far out, of what diverged, would flatten all others."""
+def bounds(values: Sequence[float], direction: str) -> list[float] | None:
+    """Return the ends of an axis for all good values and nearly all bad ones.
+
+    Those far out on the bad side, of what diverged, would flatten all others.
+    """
     finite = sorted(value for value in values if math.isfinite(value))
     if len(finite) < 4:
         return None
+    low, high = finite[0], finite[-1]
     first, third = finite[len(finite) // 4], finite[-1 - len(finite) // 4]
     reach = 3 * (third - first)
-    inside = [value for value in finite if first - reach <= value <= third + reach]
-    margin = 0.06 * (inside[-1] - inside[0]) or 0.05 * abs(inside[0]) or 0.05
-    return [inside[0] - margin, inside[-1] + margin]
+    if direction == "maximize":
+        low = next(value for value in finite if value >= first - reach)
+    else:
+        high = next(value for value in reversed(finite) if value <= third + reach)
+    margin = 0.06 * (high - low) or 0.05 * abs(low) or 0.05
+    return [low - margin, high + margin]
 
 
 def intervals(board: Board) -> Figure:
@@ -184,7 +191,7 @@ def progress(board: Board, trials: Sequence[Tried], of: Mapping[str, str], *, ov
     values = [value for trial in trials if (value := _shown(trial)) is not None]
     layout = {
         "xaxis": {"title": {"text": "minutes of the study" if over_time else "trial"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": plain(board["objective"])}, "range": bounds(values)},
+        "yaxis": {"title": {"text": plain(board["objective"])}, "range": bounds(values, board["direction"])},
         "hovermode": "closest",
     }
     reading = (
@@ -246,7 +253,7 @@ def families(board: Board, trials: Sequence[Tried], of: Mapping[str, str]) -> Fi
     layout = {
         "xaxis": {
             "title": {"text": plain(board["objective"])},
-            "range": bounds([*(trial.value or 0.0 for trial in scored), *ends]),
+            "range": bounds([*(trial.value or 0.0 for trial in scored), *ends], board["direction"]),
         },
         "yaxis": {"categoryorder": "array", "categoryarray": [names[learner] for learner in learners][::-1]},
         "hovermode": "closest",
@@ -295,7 +302,7 @@ def curves(board: Board, trials: Sequence[Tried]) -> Figure | None:
     layout = {
         "xaxis": {"title": {"text": "% of its meta-training"}, "range": [0, 103]},
         "yaxis": {"title": {"text": plain(board["objective"])},
-                  "range": bounds([value for trial in lines for _, value in trial.curve])},
+                  "range": bounds([value for trial in lines for _, value in trial.curve], board["direction"])},
         "hovermode": "closest",
     }  # fmt: skip
     reading = (

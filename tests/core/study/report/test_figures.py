@@ -66,21 +66,30 @@ def test_a_cross_marks_where_each_pruned_trial_was_stopped() -> None:
     assert figures.curves(BOARD, [trial(0, 0.9)]) is None
 
 
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=40))
-def test_an_axis_has_finite_ends_and_holds_the_middle_of_its_values(values: list[float]) -> None:
-    found, finite = figures.bounds(values), sorted(value for value in values if math.isfinite(value))
+@given(
+    st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=40),
+    st.sampled_from(["maximize", "minimize"]),
+)
+def test_an_axis_has_finite_ends_and_holds_the_best_and_the_middle_of_its_values(
+    values: list[float], direction: str
+) -> None:
+    found, finite = figures.bounds(values, direction), sorted(value for value in values if math.isfinite(value))
     if found is None:
         assert len(finite) < 4
         return
     low, high = found
     assert math.isfinite(low)
+    assert math.isfinite(high)
     assert low < high
     assert low <= finite[len(finite) // 2] <= high
+    assert low <= (finite[-1] if direction == "maximize" else finite[0]) <= high
 
 
-def test_a_diverged_trial_does_not_flatten_the_others() -> None:
-    low, high = figures.bounds([0.5, 0.6, 0.55, 0.7, 0.65, 1e15]) or [0, 0]
-    assert (low, high) == pytest.approx((0.488, 0.712))
+def test_a_diverged_trial_does_not_flatten_the_others_and_one_far_ahead_is_shown() -> None:
+    scores = [0.5, 0.6, 0.55, 0.7, 0.65, 100.0]
+    assert figures.bounds(scores, "minimize") == pytest.approx([0.488, 0.712])
+    low, high = figures.bounds(scores, "maximize") or [0, 0]
+    assert low < 0.5 < 100 < high
 
 
 @given(st.text())
