@@ -6,6 +6,7 @@ The browser is headless Chromium (Debian: apt-get install chromium chromium-driv
 import base64
 import contextlib
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -33,6 +34,8 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
+"""In a picture by rich: a font from another site, which a picture should not ask for."""
 DRAWN = 120
 """Seconds in which a page must be drawn."""
 COLOURS = 64
@@ -80,14 +83,15 @@ def show(browser: Any, page: Path, *, width: int, height: int = 900, dark: bool 
 
 
 def shoot(browser: Any, path: Path, selector: str = "html", *, margin: int = 0) -> None:
-    """Write a picture of the part of the page that a CSS selector finds, all of it by default."""
-    box = browser.execute_script(
-        "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
-        "return {x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height}",
+    """Write a picture of the part of the page that holds all a CSS selector finds: the whole page by default."""
+    left, top, right, bottom = browser.execute_script(
+        "const boxes = [...document.querySelectorAll(arguments[0])].map(one => one.getBoundingClientRect());"
+        "return [Math.min(...boxes.map(b => b.left)) + scrollX, Math.min(...boxes.map(b => b.top)) + scrollY,"
+        "        Math.max(...boxes.map(b => b.right)) + scrollX, Math.max(...boxes.map(b => b.bottom)) + scrollY]",
         selector,
     )
-    clip = {"x": max(0, box["x"] - margin), "y": max(0, box["y"] - margin),
-            "width": box["width"] + 2 * margin, "height": box["height"] + 2 * margin, "scale": 1}  # fmt: skip
+    clip = {"x": max(0, left - margin), "y": max(0, top - margin), "scale": 1,
+            "width": right - left + 2 * margin, "height": bottom - top + 2 * margin}  # fmt: skip
     found = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(base64.b64decode(found["data"]))
@@ -116,13 +120,14 @@ def main() -> int:
         finally:
             terminal.console = terminal_console
         PICTURES.mkdir(exist_ok=True)
-        screen.save_svg(str(PICTURES / "terminal.svg"), title="metaopt study show runs/quickstart")
+        drawn = screen.export_svg(title="metaopt study show runs/quickstart")
+        (PICTURES / "terminal.svg").write_text(FONT.sub("", drawn), encoding="utf-8")
         with chromium() as browser:
             show(browser, folder / "report.html", width=1000)
-            shots = {"report": "header, #leaderboard", "search": "#plot-progress-trials", "hardest": ".tasks"}
+            shots = {"report": "header, #leaderboard > figure:first-of-type", "hardest": ".tasks"}
             for name, selector in shots.items():
                 path = PICTURES / f"{name}.png"
-                shoot(browser, path, selector)
+                shoot(browser, path, selector, margin=20)
                 Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     return 0
 

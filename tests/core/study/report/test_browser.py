@@ -81,9 +81,8 @@ def test_a_page_follows_its_reader_into_the_dark(browser: Any, page: Path) -> No
     assert colours[0] != colours[1]
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
-def test_a_thousand_trials_are_drawn(browser: Any, large_page: Path, width: int, dark: bool) -> None:
-    look(browser, large_page, "large", width=width, dark=dark)
+def test_a_thousand_trials_are_drawn(browser: Any, large_page: Path) -> None:
+    look(browser, large_page, "large")
 
 
 def test_what_a_class_is_called_is_shown_and_never_run(

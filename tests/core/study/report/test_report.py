@@ -79,26 +79,28 @@ def test_every_figure_says_how_to_read_it(page: Path, large_page: Path) -> None:
         assert len(re.findall(r"</p>\s*<div class=\"grid\">", text)) == text.count('<div class="grid">')
 
 
-def test_the_command_tells_where_the_report_is(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_tells_where_the_report_is(named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.html"
-    assert main(["study", "report", str(finished), "--output", str(path), "--json"]) == 0
+    assert main(["study", "report", str(named), "--output", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"report": str(path), "bytes": path.stat().st_size, "skipped": []}
-    assert main(["study", "report", str(finished), "--output", str(path)]) == 0
-    assert f"written to {path} (" in capsys.readouterr().out
+    assert found.keys() == {"report", "bytes", "skipped"}
+    assert (found["report"], found["bytes"]) == (str(path), path.stat().st_size)
+    assert main(["study", "report", str(named), "--output", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "not shown: No finalist adapts by inner steps" in out
+    assert f"written to {path} (4.9 MB); open it in a browser, no network needed\n" in out
 
 
-def test_a_report_changes_nothing_in_the_run_folder_and_is_no_look_at_the_test_pool(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_a_report_stands_in_the_run_folder_and_changes_nothing_else_there(named: Path, tmp_path: Path) -> None:
     def contents() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
+    folder = shutil.copytree(named, tmp_path / "run")
     before = contents()
-    report.write(finished, REGISTRY, CPU, output=tmp_path / "r.html")
-    assert contents() == before
+    assert report.write(folder, REGISTRY, CPU).path == folder / "report.html"
+    after = contents()
+    del after[folder / "report.html"]
+    assert after == before, "the record of looks at the test pool among it"
 
 
 @pytest.mark.parametrize("missing", ["leaderboard.json", "journal.log"])
@@ -113,11 +115,11 @@ def test_a_folder_that_holds_no_study_is_a_users_mistake(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_path_that_cannot_be_written_is_a_users_mistake(finished: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_a_users_mistake(named: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder; make it, or give another path with --output"):
-        report.write(finished, REGISTRY, CPU, output=tmp_path / "no" / "folder" / "r.html")
+        report.write(named, REGISTRY, CPU, output=tmp_path / "no" / "folder" / "r.html")
     with pytest.raises(UserError, match=r"cannot be written \(.*\); give another path with --output"):
-        report.write(finished, REGISTRY, CPU, output=tmp_path)
+        report.write(named, REGISTRY, CPU, output=tmp_path)
 
 
 def test_without_the_data_all_but_the_tasks_is_shown_and_why(named: Path, tmp_path: Path) -> None:
