@@ -123,11 +123,11 @@ def main() -> int:
         drawn = screen.export_svg(title="metaopt study show runs/quickstart")
         (PICTURES / "terminal.svg").write_text(FONT.sub("", drawn), encoding="utf-8")
         with chromium() as browser:
-            show(browser, folder / "report.html", width=1000)
+            show(browser, folder / "report.html", width=1200)
             shots = {"report": "header, #leaderboard > figure:first-of-type", "hardest": ".tasks"}
             for name, selector in shots.items():
                 path = PICTURES / f"{name}.png"
-                shoot(browser, path, selector, margin=20)
+                shoot(browser, path, selector, margin=12)
                 Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     return 0
 
