@@ -15,7 +15,7 @@ import optuna
 import torch
 from markupsafe import Markup
 
-from metaopt import __version__
+from metaopt import __version__, seeds
 from metaopt.errors import UserError
 from metaopt.files import write_text
 from metaopt.plugins import Registry
@@ -107,7 +107,8 @@ def page(
         provenance=_provenance(folder, board, bench),
         **_assets(),
     )  # fmt: skip
-    return text, skipped
+    # A file may have a name that is no Unicode, and a class the name of its folder.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8"), skipped
 
 
 def _load(name: str, storage: Any) -> optuna.Study:
@@ -136,8 +137,10 @@ def _at_work(
     if bench is None:
         return answers.Answers(), None, [f"Tasks cannot be drawn here: {why}"]
     try:
-        found = answers.answers(bench, answers.load(bench, folder, board["finalists"][0]))
-        adapted, missing = answers.adaptation(bench, folder, board)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(bench.study.seed, "report"))  # of learners that draw: the same page again
+            found = answers.answers(bench, answers.load(bench, folder, board["finalists"][0]))
+            adapted, missing = answers.adaptation(bench, folder, board)
     except Exception as error:  # a plugin may have changed since, or its weights are gone: the rest is worth a report
         return answers.Answers(), None, [f"The finalists could not be used ({type(error).__name__}: {error})."]
     return found, adapted, [*found.skipped, *missing]

@@ -161,10 +161,11 @@ def test_a_study_in_which_all_failed_has_a_report_that_says_so(finished: Path) -
     board = leaderboard.read(finished)
     assert board is not None
     board |= {"finalists": [], "learners": {}, "status": "failed",
-              "failures": [{"learner": "maml", "reason": "it <raised>", "trials": 3}]}  # fmt: skip
+              "failures": [{"learner": "maml", "reason": "it <raised> \udcff", "trials": 3}]}  # fmt: skip
     text, _ = report.page(finished, board, [], None, "no data")
     assert "Nothing came to a score" in text
-    assert "3 × maml: it &lt;raised&gt;" in text
+    assert "3 × maml: it &lt;raised&gt; \\udcff" in text
+    assert text.encode("utf-8")
 
 
 def test_a_study_in_another_storage_is_found_there(finished: Path, tmp_path: Path) -> None:
