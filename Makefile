@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers readme bench wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers readme screenshots bench wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      what CI runs: format, lint, types, import rules, tests"
 	@echo "make format     format the code"
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
+	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
@@ -60,6 +61,9 @@ optimizers: .venv/metaopt
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
 	$(BIN)/python docs/reference.py
+
+screenshots: .venv/dev
+	$(BIN)/python docs/screenshots.py
 
 bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl

@@ -94,6 +94,17 @@ def _study_arguments(study: Any) -> None:
     audit.add_argument("--storage", metavar="URL", help="the study's storage, where it is not in the run folder")
     _device(audit)
     _json(audit)
+    report = _command(study, "report", _study_report, "write a run folder's report: one HTML file, no network needed")
+    report.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to write it (default: DIR/report.html)")
+    report.add_argument("--storage", metavar="URL", help="the study's storage, where it is not in the run folder")
+    _device(report)
+    _json(report)
+    dashboard = _command(study, "dashboard", _study_dashboard, "open optuna-dashboard on a run folder's trials")
+    dashboard.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
+    dashboard.add_argument("--port", type=_port, default=8080, metavar="N", help="default: 8080")
+    dashboard.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1, this machine alone")
+    dashboard.add_argument("--storage", metavar="URL", help="the study's storage, where it is not in the run folder")
     _json(_command(study, "list", _study_list, "list the studies that come with metaopt"))
 
 
@@ -223,6 +234,12 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535, or 0 for any free one")
+    return int(text)
+
+
 def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
     from metaopt.study import crew, file, propose, search, trial, versions
@@ -291,6 +308,29 @@ def _study_audit(options: argparse.Namespace) -> int:
     found = {"run": str(options.folder), "findings": [asdict(finding) for finding in findings]}
     _print_json(found) if options.json else terminal.show_audit(found)
     return 1 if any(finding.status == "failed" for finding in findings) else 0
+
+
+def _study_report(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import report
+
+    written = report.write(
+        options.folder,
+        plugins.load(),
+        _torch_device(options.device),
+        output=options.output,
+        storage=options.storage,
+    )
+    found = {"report": str(written.path), "bytes": written.bytes, "skipped": list(written.skipped)}
+    _print_json(found) if options.json else terminal.show_report(found)
+    return 0
+
+
+def _study_dashboard(options: argparse.Namespace) -> int:
+    from metaopt.study import dashboard
+
+    dashboard.serve(options.folder, options.host, options.port, options.storage)
+    return 0
 
 
 def _study_list(options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     """
     tasks = study.tasks
     spec, train_spec = tasks.specs(sampler)
-    pools = {pool: _describe(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
+    pools = {pool: describe_pool(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
     found: dict[str, Any] = {
         "study": study.name,
         "sampler": tasks.sampler,
@@ -64,7 +64,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     return found, batch, train_spec
 
 
-def _describe(sampler: TaskSampler, pool: Pool, spec: TaskSpec) -> dict[str, Any]:
+def describe_pool(sampler: TaskSampler, pool: Pool, spec: TaskSpec) -> dict[str, Any]:
     """Return the numbers of a pool, as far as its sampler holds classes, and why it cannot give tasks of this size."""
     found: dict[str, Any] = dict.fromkeys(("classes", "examples", "smallest", "smallest_class", "largest", "groups"))
     held = getattr(sampler, "pools", {}).get(pool)

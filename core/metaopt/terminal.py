@@ -35,7 +35,15 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     width = WIDTH if plain else None
-    return _Console(file=stream, width=width, soft_wrap=plain, highlight=False, markup=False, emoji=False)
+    return _Console(
+        file=stream,
+        width=width,
+        soft_wrap=plain,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,  # where rich would make a display of each line
+    )
 
 
 class Quiet:
@@ -162,6 +170,7 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
     match board["status"]:
         case "finished":
             out.print(f"written to {folder}; score the winner again: metaopt evaluate {folder / 'best'} --tasks 1000")
+            out.print(f"look at it, in one file: metaopt study report {folder}")
         case "interrupted":
             out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
         case _:
@@ -291,6 +300,14 @@ def show_audit(found: Mapping[str, Any]) -> None:
         out.print(f"{status:<7} {finding['what']}: {finding['detail']}", style=styles.get(status))
     count = {status: sum(one["status"] == status for one in found["findings"]) for status in ("ok", "note", "failed")}
     out.print(f"{count['ok']} ok, {count['note']} to note, {count['failed']} failed")
+
+
+def show_report(found: Mapping[str, Any]) -> None:
+    """Print where a report is, and what it could not show."""
+    out = console()
+    for sentence in found["skipped"]:
+        out.print(f"not shown: {sentence}", style="yellow")
+    out.print(f"written to {found['report']} ({found['bytes'] / 1e6:.1f} MB); open it in a browser, no network needed")
 
 
 def show_error(found: Mapping[str, Any]) -> None:

@@ -193,36 +193,28 @@ def meta_test(
     whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and an
     objective has no worst score to count for it.
     """
-    learner.eval()
     objectives = (objective, *others)
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
     tables = [torch.empty(0, dtype=torch.float64) for _ in objectives]
     not_finite = [0] * len(objectives)
-    views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
     steps = max((one.steps for one in objectives if one.steps is not None), default=None)
     temperature = 1.0
     if any(one.fits_temperature for one in objectives):
         temperature = _temperature(learner, sampler, executor, draw.initial_seed(), device)
-    of_size: dict[TaskSpec, Learner] = {}
-    with torch.no_grad():  # adaptation turns gradients on for itself
-        # Tasks that share a draw of shots would not be independent, and their interval too narrow.
-        for n in _chunks(n_tasks, 1 if learner.spec.least_shot else TASKS_A_CALL):
-            at(tables[0])
-            spec = sized(learner.spec, draw)
-            one = of_size.setdefault(spec, learner.with_spec(spec))
-            batch = draw_tasks(sampler, pool, one.spec, n, draw).to(device)
-            started = time.perf_counter()
-            predictions = predict(one, executor, batch, views)
-            seconds = (time.perf_counter() - started) / n
-            curve = () if steps is None else _curve(one, executor, batch, steps, predictions)
-            outcome = Outcome(one.spec, predictions, batch.query_y, seconds, parameters, curve, temperature)
-            finite = predictions.flatten(1).isfinite().all(1).cpu()
-            for index, by in enumerate(objectives):
-                new = by.score(outcome).double().cpu()
-                bad = ~(finite & new.isfinite())
-                not_finite[index] += int(bad.sum())
-                new = new if by.worst is None else new.masked_fill(bad, by.worst)
-                tables[index] = torch.cat([tables[index], new])
+    for played in play(
+        learner, sampler, pool, n_tasks, executor, draw=draw, device=device, before=lambda: at(tables[0])
+    ):
+        predictions = played.predictions
+        curve = () if steps is None else _curve(played, executor, steps)
+        outcome = Outcome(
+            played.spec, predictions, played.batch.query_y, played.seconds, parameters, curve, temperature
+        )
+        finite = predictions.flatten(1).isfinite().all(1).cpu()
+        for index, by in enumerate(objectives):
+            new = by.score(outcome).double().cpu()
+            bad = ~(finite & new.isfinite())
+            not_finite[index] += int(bad.sum())
+            tables[index] = torch.cat([tables[index], new if by.worst is None else new.masked_fill(bad, by.worst)])
     for by, n_bad in zip(objectives, not_finite, strict=True):
         if n_bad and by.worst is None:
             raise TrialError(f"{n_bad} of {n_tasks} {pool} tasks have predictions that are not finite")
@@ -233,14 +225,59 @@ def meta_test(
     return replace(first, others={by.name: scores for by, scores in zip(others, rest, strict=True)})
 
 
-def _curve(learner: Learner, executor: Executor, batch: TaskBatch, steps: int, end: Tensor) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Played:
+    """Some tasks of one size, and what a learner predicted for them."""
+
+    spec: TaskSpec
+    learner: Learner
+    """Sized for them."""
+    batch: TaskBatch
+    predictions: Tensor  # (n_tasks, n_queries, n_outputs)
+    seconds: float
+    """A task took on average to adapt and predict, by the wall clock."""
+
+
+def play(
+    learner: Learner,
+    sampler: TaskSampler,
+    pool: Pool,
+    n_tasks: int,
+    executor: Executor,
+    *,
+    draw: Generator,
+    device: torch.device,
+    before: Callable[[], None] = lambda: None,
+) -> Iterator[Played]:
+    """Let the learner, as it stands, learn tasks of its own `spec` from `pool`, and yield these, a few at a time.
+
+    The same generator state gives the same tasks to any learner. `before` is called before each few, and whatever it
+    raises ends it.
+    """
+    learner.eval()
+    views = seeds.generator(draw.initial_seed(), "views")  # so that the tasks are the same with and without them
+    of_size: dict[TaskSpec, Learner] = {}
+    # Tasks that share a draw of shots would not be independent, and their interval too narrow.
+    for n in _chunks(n_tasks, 1 if learner.spec.least_shot else TASKS_A_CALL):
+        before()
+        spec = sized(learner.spec, draw)
+        one = of_size.setdefault(spec, learner.with_spec(spec))
+        with torch.no_grad():  # adaptation turns gradients on for itself
+            batch = draw_tasks(sampler, pool, spec, n, draw).to(device)
+            started = time.perf_counter()
+            predictions = predict(one, executor, batch, views)
+        yield Played(spec, one, batch, predictions, (time.perf_counter() - started) / n)
+
+
+def _curve(played: Played, executor: Executor, steps: int) -> tuple[Tensor, ...]:
     """Return the predictions after 0, 1, …, `steps` steps of adaptation, each (n_tasks, n_queries, n_outputs).
 
-    A learner that adapts at once, without steps, answers `end` from its first step on, and knows nothing before it.
+    A learner that adapts at once, without steps, is at its end from its first step on, and knows nothing before it.
     """
-    if learner.steps is None:
-        return (torch.zeros_like(end), *[end] * steps)
-    return tuple(predictions_of(learner.with_steps(n), executor, batch) for n in range(steps + 1))
+    if played.learner.steps is None:
+        return (torch.zeros_like(played.predictions), *[played.predictions] * steps)
+    with torch.no_grad():
+        return tuple(predictions_of(played.learner.with_steps(n), executor, played.batch) for n in range(steps + 1))
 
 
 def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
@@ -249,14 +286,9 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
     The train tasks are of the size that is scored; the same seed gives the same ones.
     """
     draw, parts, truth = seeds.generator(seed, "temperature"), [], []
-    views = seeds.generator(seed, "temperature views")
-    with torch.no_grad():
-        for n in _chunks(TEMPERATURE_TASKS, TASKS_A_CALL):
-            spec = sized(learner.spec, draw)
-            batch = draw_tasks(sampler, "train", spec, n, draw).to(device)
-            predictions = predict(learner.with_spec(spec), executor, batch, views)
-            parts.append(predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
-            truth.append(batch.query_y.flatten())
+    for played in play(learner, sampler, "train", TEMPERATURE_TASKS, executor, draw=draw, device=device):
+        parts.append(played.predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
+        truth.append(played.batch.query_y.flatten())
     scores, labels = torch.cat(parts), torch.cat(truth)
     kept = scores.isfinite().all(1)
     if not kept.any():

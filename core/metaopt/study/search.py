@@ -230,7 +230,7 @@ def _finalists(
                 watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
     finalists = []
     for result in chosen:
-        own = [_seed(bench, result, repeat) for repeat in range(evaluation.repeats)]
+        own = [finalist_seed(bench, result.number, repeat) for repeat in range(evaluation.repeats)]
         repeats = tuple(came[seed] for seed in own if seed in came and came[seed].result.state == "complete")
         if len(repeats) == evaluation.repeats:
             finalists.append(Finalist(result, repeats, files[own[0]], _mean(bench, repeats)))
@@ -256,7 +256,7 @@ def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, folder:
     return Job(
         number=result.number,
         params=result.params,
-        seed=_seed(bench, result, repeat),
+        seed=finalist_seed(bench, result.number, repeat),
         budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
         pool=bench.study.search_on,
         purpose="finalists",
@@ -265,8 +265,9 @@ def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, folder:
     )
 
 
-def _seed(bench: Bench, result: TrialResult, repeat: int) -> int:
-    return seeds.derive(bench.study.seed, "finalist", result.number, repeat)
+def finalist_seed(bench: Bench, trial: int, repeat: int) -> int:
+    """Return the seed from which a finalist is meta-trained for the time `repeat`, counted from 0."""
+    return seeds.derive(bench.study.seed, "finalist", trial, repeat)
 
 
 def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
