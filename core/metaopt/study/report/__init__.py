@@ -63,7 +63,8 @@ def write(
         raise UserError(f"{path.parent} is no folder; make it, or give another path with --output")
     study = _load(board["study"], open_storage(folder, storage))
     board.setdefault("directions", [direction.name.lower() for direction in study.directions])
-    text, skipped = page(folder, board, tried.read(study), *_bench(folder, registry, device))
+    decisive = list(board.get("objectives", [board["objective"]])).index(board["objective"])
+    text, skipped = page(folder, board, tried.read(study, decisive), *_bench(folder, registry, device))
     try:
         write_text(path, text)
     except OSError as error:
@@ -196,7 +197,7 @@ def _provenance(folder: Path, board: Board, bench: Bench | None) -> dict[str, An
         space = bench.study.space
         used = [
             type(bench.sampler),
-            type(bench.objective),
+            *(type(objective) for objective in (bench.objective, *bench.others)),
             *space.learner_classes.values(),
             *space.encoder_classes.values(),
         ]

@@ -1,12 +1,11 @@
 """The finalists at work: which classes the winner confuses, which tasks it finds hard, how fast each adapts."""
 
 import base64
-import copy
 import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metaopt import seeds, tune
+from metaopt import seeds
 from metaopt.learner import Learner
 from metaopt.pools import digest
 from metaopt.study.report.figures import COLOURS, Board, Figure, plain
@@ -31,8 +30,6 @@ CURVE_TASKS = 48
 CURVE_POINTS = 8
 SECONDS = 30.0
 """For the answers, and again for the adaptation curves: what is not done then is left out."""
-INNER_STEPS = ("test_steps", "inner_steps", "steps")
-"""What learners call the number of inner steps on a new task, in the order in which they count."""
 HARDEST = 4
 SHOWN_CLASSES = 10
 SHOWN_QUERIES = 8
@@ -307,13 +304,13 @@ def adaptation(
     data: list[dict[str, Any]] = []
     for at, entry in enumerate(board["finalists"]):
         title = f"{entry['learner']} (trial {entry['trial']})"
-        setting = inner_steps(bench, entry)
+        setting = bench.study.space.learner_classes[entry["learner"]].steps
         if setting is None:
             continue
         try:
             learner, points = load(bench, folder, entry), []
             for steps in _points(int(entry["params"][f"{entry['learner']}.{setting}"])):
-                scores = _after(bench, learner, setting, steps, check)
+                scores = _after(bench, learner, steps, check)
                 points.append((steps, scores.mean, scores.ci95))
         except OutOfTimeError:
             skipped.append(f"{title} is cut short: its steps take longer than a report should.")
@@ -349,17 +346,11 @@ def adaptation(
     return Figure("adaptation", reading, data, layout, height=400), skipped
 
 
-def inner_steps(bench: Bench, entry: Mapping[str, Any]) -> str | None:
-    """Return the setting that says how many inner steps a finalist takes on a new task; None where it takes none."""
-    declared = tune.declared(bench.study.space.learner_classes[entry["learner"]].Config)
-    return next((name for name in INNER_STEPS if isinstance(declared.get(name), tune.Integer)), None)
-
-
-def _after(bench: Bench, learner: Learner, setting: str, steps: int, check: Callable[[], None]) -> Scores:
+def _after(bench: Bench, learner: Learner, steps: int, check: Callable[[], None]) -> Scores:
     """Score a learner that takes so many steps, on common tasks."""
-    other = copy.copy(learner)
-    other.config = replace(learner.config, **{setting: steps})
-    return bench.score(other, bench.study.search_on, "finalists", CURVE_TASKS, lambda scores: check())
+    return bench.decided(
+        bench.score(learner.with_steps(steps), bench.study.search_on, "finalists", CURVE_TASKS, lambda scores: check())
+    )
 
 
 def _points(last: int) -> list[int]:

@@ -188,7 +188,7 @@ def pareto(board: Board, trials: Sequence[Tried], of: Mapping[str, str]) -> list
     own = [trial for trial in trials if trial.values and len(trial.values) == len(names)]
     if len(names) < 2 or not own:
         return []
-    study = optuna.create_study(directions=board["directions"])
+    study = optuna.create_study(directions=list(board["objectives"].values()))
     study.add_trials([optuna.create_trial(values=list(trial.values or ())) for trial in own])
     numbers = {trial.number for trial in study.best_trials}
     front = [trial for at, trial in enumerate(own) if at in numbers]

@@ -26,27 +26,32 @@ class Tried:
     seconds: float
     """Of the study's running time when it ended."""
     frozen: FrozenTrial
+    decisive: int = 0
+    """Which of its scores the study prefers."""
 
     @property
     def value(self) -> float | None:
-        """The score of the first objective."""
-        return self.values[0] if self.values else None
+        """The score by the objective that the study prefers."""
+        return self.values[self.decisive] if self.values else None
 
 
-def read(study: optuna.Study) -> list[Tried]:
-    """Return the trials of a study that metaopt made and that ended, in order."""
+def read(study: optuna.Study, decisive: int = 0) -> list[Tried]:
+    """Return the trials of a study that metaopt made and that ended, in order.
+
+    Of a study with several objectives, `decisive` is the number of the one that it prefers.
+    """
     ended = [trial for trial in study.get_trials(deepcopy=False) if "result" in trial.user_attrs]
     seconds = _running_time(ended)
-    return [_tried(trial, seconds.get(trial.number, 0.0)) for trial in ended]
+    return [_tried(trial, seconds.get(trial.number, 0.0), decisive) for trial in ended]
 
 
-def _tried(trial: FrozenTrial, seconds: float) -> Tried:
+def _tried(trial: FrozenTrial, seconds: float, decisive: int) -> Tried:
     result: dict[str, Any] = trial.user_attrs["result"]
     state = result["state"]
     values: tuple[float, ...] | None = None
     if state == "complete":
         values = tuple(trial.values or ([] if result["mean"] is None else [result["mean"]])) or None
-    elif state == "pruned" and result.get("estimate") is not None:
+    elif state == "pruned" and (result["reason"] or "").startswith("beaten"):
         state, values = "raced", tuple(trial.values or [result["estimate"]])
     curve = [(float(step), float(value)) for step, value in sorted(trial.intermediate_values.items())]
     if values and state == "complete":
@@ -54,7 +59,7 @@ def _tried(trial: FrozenTrial, seconds: float) -> Tried:
     finite = tuple(point for point in curve if math.isfinite(point[1]))
     if values and not all(map(math.isfinite, values)):
         values = None
-    return Tried(trial.number, result["learner"], state, values, finite, seconds, trial)
+    return Tried(trial.number, result["learner"], state, values, finite, seconds, trial, decisive)
 
 
 def _running_time(trials: Sequence[FrozenTrial]) -> dict[int, float]:

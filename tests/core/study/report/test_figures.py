@@ -141,12 +141,12 @@ def test_slices_and_contours_are_of_the_winners_learner_with_names_escaped() -> 
 def test_a_front_holds_what_nothing_beats_in_all_objectives() -> None:
     points = [(0.9, 5.0), (0.8, 1.0), (0.7, 3.0), (0.95, 9.0), (0.8, 2.0)]
     trials = [trial(n, values[0], values=values) for n, values in enumerate(points)]
-    board = BOARD | {"objectives": ["accuracy", "seconds"], "directions": ["maximize", "minimize"]}
+    board = BOARD | {"objectives": {"accuracy": "maximize", "seconds": "minimize"}}
     [figure] = importance.pareto(board, trials, OF)
     beaten, front = figure.data
     assert set(front["x"]) == {0.9, 0.8, 0.95}
     assert list(zip(beaten["x"], beaten["y"], strict=True)) == [(0.7, 3.0), (0.8, 2.0)]
-    assert len(importance.pareto(board | {"objectives": ["a"]}, trials, OF)) == 0
+    assert len(importance.pareto(board | {"objectives": {"a": "maximize"}}, trials, OF)) == 0
     assert importance.pareto(BOARD, trials, OF) == []
 
 
