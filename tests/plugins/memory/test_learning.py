@@ -1,21 +1,25 @@
 """Learners with a memory learn to learn: what matters in an example, and what the support set says of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Generator, nn
 
-from metaopt.executor import Traced
+from metaopt.executor import Traced, Vmap
 from metaopt.learner import Learner
 from metaopt.task import ClassPool, Pool, TaskBatch, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, meta_test, meta_train
 from metaopt_baseline.pixels import Pixels
+from metaopt_encoders.identity import Identity
 from metaopt_encoders.mlp import MLP
 from metaopt_memory.mann import MANN
 from metaopt_memory.metanet import MetaNet
 from metaopt_memory.snail import SNAIL
 from metaopt_objectives.accuracy import Accuracy
+from metaopt_objectives.at_presentation import AtPresentation
+from metaopt_tasks.gaussian import Gaussian
 
 CPU = torch.device("cpu")
 
@@ -70,3 +74,29 @@ def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
     own = {key.removeprefix("outer."): value for key, value in cls.defaults.items()}
     meta_train(learner, sampler, Outer(**own | outer), Budget(tasks=n_tasks), Traced(), seed=0, device=CPU)
     assert accuracy(learner, sampler) > max(untrained, nearest) + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "config", "n_tasks"),
+    [(MANN, {"controller": 40, "slots": 16, "slot_size": 16, "heads": 1}, 8000), (SNAIL, {"width": 16}, 4000)],
+)
+def test_in_a_stream_a_class_shown_before_is_known_and_a_new_one_is_guessed(
+    cls: type[Learner], config: dict[str, Any], n_tasks: int
+) -> None:
+    """Of two classes the first to come is guessed, and the other then has the label that is left: 3/4 at best."""
+    sampler = Gaussian(Gaussian.Config(features=8, spread=3.0))
+    spec = replace(sampler.spec(2, 5, 0), stream=True)
+    torch.manual_seed(0)
+    learner = cls(spec, Identity((8,), Identity.Config()), cls.Config(**config))
+    outer = Outer(lr=5e-3, tasks_per_step=16, clip=10.0)
+    meta_train(learner, sampler, outer, Budget(tasks=n_tasks), Vmap(), seed=0, device=CPU)
+
+    def at(k: int) -> float:
+        objective, draw = AtPresentation(AtPresentation.Config(k=k)), Generator().manual_seed(0)
+        return meta_test(learner, sampler, "validation", objective, 400, Vmap(), draw=draw, device=CPU).mean
+
+    deviation = (3 / 4 * 1 / 4 / 800) ** 0.5
+    assert 0.5 < at(1) < 3 / 4 + 3 * deviation
+    assert at(2) > 0.85
+    assert at(5) > 0.85
