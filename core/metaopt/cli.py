@@ -86,6 +86,13 @@ def _study_arguments(study: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard")
     _device(run)
     _json(run)
+    space = _command(study, "space", _study_space, "list what a study searches: parameters, ranges and defaults")
+    space.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    space.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
+    )
+    _json(space)
+
     show = _command(study, "show", _study_show, "show the leaderboard of a run folder")
     show.add_argument("folder", type=Path, metavar="DIR", help="a run folder")
     _json(show)
@@ -282,6 +289,21 @@ def _study_run(options: argparse.Namespace) -> int:
     if interrupt.came:
         return INTERRUPTED
     return 1 if board["status"] == "failed" else 0
+
+
+def _study_space(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import file
+
+    path = _study_file(options.study)
+    study = file.load(path, plugins.load(), options.set)
+    found = {
+        "study": study.name,
+        "learners": {name: study.space.default(name) for name in study.space.learners},
+        "parameters": study.space.described(),
+    }
+    _print_json(found) if options.json else terminal.show_space(found)
+    return 0
 
 
 def _study_show(options: argparse.Namespace) -> int:

@@ -201,7 +201,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
     for name, value in winner["params"].items():
         off = value in (0.0, None) and name.startswith(("outer.", "augment."))
         if name not in {"learner", "encoder"} and not off:
-            out.print(f"  {name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+            out.print(f"  {name}: {_shown(value)}")
 
 
 def _show_front(out: Console, board: Mapping[str, Any]) -> None:
@@ -360,6 +360,29 @@ def show_preview(found: Mapping[str, Any]) -> None:
             out.print(f"{name}: {pool['refused']}", style="red")
     if found["picture"]:
         out.print(f"written to {found['picture']}")
+
+
+def show_space(found: Mapping[str, Any]) -> None:
+    """Print what a study searches: each parameter, its range, and the default, where learners differ each one's."""
+    out, learners = console(), found["learners"]
+    out.print(f"{found['study']} chooses one of {len(learners)} learners: {', '.join(learners)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("parameter", "range", "default"):
+        table.add_column(column)
+    for entry in found["parameters"]:
+        values = {name: _shown(value) for name, value in entry["defaults"].items()}
+        alike = set(values.values())
+        usual = alike.pop() if len(alike) == 1 else ", ".join(f"{value} ({name})" for name, value in values.items())
+        when = ", ".join(f"{name} is {value}" for name, value in entry["when"].items())
+        table.add_row(entry["name"], entry["range"] + (f" (when {when})" if when else ""), usual)
+    out.print(table)
+    settled = [name for name in learners if not any(name in entry["defaults"] for entry in found["parameters"])]
+    if settled:
+        out.print(f"nothing is searched of {', '.join(settled)}: one trial each")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show_studies(studies: Sequence[Mapping[str, str]]) -> None:

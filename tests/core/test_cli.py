@@ -267,6 +267,25 @@ def test_a_preview_describes_pools_and_a_task_and_writes_its_picture(run: Run) -
     assert "\na train task: 10 support and 10 query examples" in out
 
 
+def test_what_a_study_searches_is_listed_with_ranges_and_defaults(run: Run) -> None:
+    overrides = ("--set", "learners.protonet.distance=cosine", "--set", "tasks.train_way={low: 2, high: 4}")
+    code, out, err = run("study", "space", "tiny.yaml", *overrides)
+    assert (code, err) == (0, "")
+    assert any(
+        line.split() == ["tasks.train_way", "2", "to", "4,", "whole,", "log", "scale", "3"] for line in out.splitlines()
+    )
+    assert "protonet.distance" not in out, "it is fixed"
+    code, out, _ = run("study", "space", "tiny.yaml", *overrides, "--json")
+    found = json.loads(out)
+    assert found["learners"]["protonet"]["tasks.train_way"] == 3
+    assert {
+        "name": "tasks.train_way",
+        "range": "2 to 4, whole, log scale",
+        "when": {},
+        "defaults": {"protonet": 3},
+    } in found["parameters"]
+
+
 def test_a_learner_is_shown_with_ranges_defaults_provider_and_paper(run: Run) -> None:
     code, out, _ = run("plugin", "show", "maml", "--json")
     found = json.loads(out)

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -14,7 +14,7 @@ from metaopt.augment import Augment
 from metaopt.errors import UserError, unknown
 from metaopt.executor import EXECUTORS
 from metaopt.plugins import Registry
-from metaopt.study.space import Section, Space
+from metaopt.study.space import Drawing, Section, Space
 from metaopt.study.strategy import SAMPLERS, STRATEGIES
 from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer
@@ -80,6 +80,14 @@ class Tasks:
     train_shot: int | tuple[int, int]
     train_query: int
     train_within: float
+    searched: Section = field(default_factory=dict)
+    """Of the four before it, those that trials choose, and their ranges; they have the default of these."""
+
+    @property
+    def drawing(self) -> Drawing:
+        """How train tasks are drawn by default, of a range of shots the most."""
+        shot = self.train_shot[1] if isinstance(self.train_shot, tuple) else self.train_shot
+        return Drawing(self.train_way, shot, self.train_query, self.train_within)
 
     def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
         """Return the sizes of the tasks that learners are scored on, and of those that they are trained on."""
@@ -187,6 +195,7 @@ class Study:
             "tasks": {
                 key: list(value) if isinstance(value := getattr(self.tasks, key), tuple) else value for key in TASK_KEYS
             }
+            | _written(self.tasks.searched, Drawing)
             | sampler_config,
             "learners": {
                 name: _written(section, self.space.learner_classes[name].Config)
@@ -314,9 +323,10 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         if cls.transductive and not transductive:
             top.fail(f"learners.{learner}", "it is transductive (a query's prediction depends on the other queries); "
                      "set transductive: true to allow that, or leave it out")  # fmt: skip
-        if tasks.train_way != tasks.n_way and not cls.any_way:
-            top.fail("tasks.train_way", f"{learner} learns a fixed number of ways, and train_way {tasks.train_way} is "
-                     f"not n_way {tasks.n_way}; make them equal or leave {learner} out")  # fmt: skip
+        if not cls.any_way and (tasks.train_way != tasks.n_way or "train_way" in tasks.searched):
+            asked = tasks.searched.get("train_way", tasks.train_way)
+            top.fail("tasks.train_way", f"{learner} learns a fixed number of ways, and train_way {asked} is not n_way "
+                     f"{tasks.n_way}; make them equal or leave {learner} out")  # fmt: skip
     encoders = _names(top, "encoder", registry.encoder, default=registry.task_sampler(tasks.sampler).encoder)
     space = Space(
         learners={
@@ -331,6 +341,8 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         augment=_ranges(top, "augment", Augment, raw.get("augment"), transductive),
         learner_classes={name: registry.learner(name) for name in learners},
         encoder_classes={name: registry.encoder(name) for name in encoders},
+        tasks=tasks.searched,
+        drawing=tasks.drawing,
     )
     objectives = _objectives(top, registry, tasks.sampler, kind)
     return Study(
@@ -481,7 +493,8 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
     stream = tasks.get("stream", _flag, False)
     shots = _presentations if stream else _shots
     n_shot = tasks.get("n_shot", shots)
-    train_shot = tasks.get("train_shot", shots, n_shot)
+    searched = _searched(tasks, cls.kind, stream)
+    train_shot = n_shot if "train_shot" in searched else tasks.get("train_shot", shots, n_shot)
     queries = _no_queries if stream else _whole(1)
     n_query = tasks.get("n_query", queries, 0 if stream else 15)
     unequal = tasks.get("unequal", _flag, False)
@@ -496,8 +509,10 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         tasks.fail("unequal", f"each class draws its shots from a range, and n_shot is {n_shot}; write the least and "
                    "the most, such as n_shot: [1, 5], or leave it out")  # fmt: skip
     within = tasks.get("within", _share, 0.0)
-    train_within = tasks.get("train_within", _share, within)
-    if not cls.has_groups and (key := "within" if within else "train_within" if train_within else None):
+    train_within = within if "train_within" in searched else tasks.get("train_within", _share, within)
+    if not cls.has_groups and (
+        key := "within" if within else "train_within" if train_within or "train_within" in searched else None
+    ):
         grouped = sorted(other for other, sampler in registry.task_samplers.items() if sampler.has_groups)
         tasks.fail(key, f"the classes of the sampler {name!r} belong to no groups; leave it out, or take a sampler "
                    f"with groups: {', '.join(grouped)}")  # fmt: skip
@@ -512,11 +527,36 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         within=within,
         unequal=unequal,
         stream=stream,
-        train_way=tasks.get("train_way", ways, n_way),
-        train_shot=train_shot,
-        train_query=tasks.get("train_query", queries, n_query),
-        train_within=train_within,
+        train_way=_drawn(searched, "train_way", n_way) or tasks.get("train_way", ways, n_way),
+        train_shot=_drawn(searched, "train_shot", n_shot) or train_shot,
+        train_query=_drawn(searched, "train_query", n_query) or tasks.get("train_query", queries, n_query),
+        train_within=_drawn(searched, "train_within", within) if "train_within" in searched else train_within,
+        searched=searched,
     )
+
+
+def _searched(tasks: _Mapping, kind: str, stream: bool) -> dict[str, tune.Parameter]:
+    """Return what of the drawing of train tasks is written as a range; a list of shots is a range for each batch."""
+    searched: dict[str, tune.Parameter] = {}
+    for key, declared in tune.declared(Drawing).items():
+        given = tasks.raw.get(key)
+        if not isinstance(given, Mapping if key == "train_shot" else Mapping | list):
+            continue
+        if kind == "regression" and key in {"train_way", "train_within"}:
+            tasks.fail(key, "regression tasks have no classes to draw; leave it out")
+        if stream and key == "train_query":
+            tasks.fail(key, "a stream has no queries of its own; leave it out")
+        with tasks.at(key):
+            parameter = tune.narrow(declared, given)
+        searched[key] = parameter
+    return searched
+
+
+def _drawn(searched: Mapping[str, tune.Parameter], key: str, usual: Any) -> Any:
+    """Return the default of what is searched: what the tasks have that learners are scored on, or the nearest to it."""
+    if key not in searched:
+        return None
+    return searched[key].nearest(usual[1] if isinstance(usual, tuple) else usual)
 
 
 def _fixed(parameter: tune.Parameter) -> Any:

@@ -82,7 +82,7 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
         "transductive": winner["transductive"],
         "any_way": bench.study.space.learner_classes[result.params["learner"]].any_way,
         "spec": asdict(bench.spec),
-        "train_spec": asdict(bench.train_spec),
+        "train_spec": asdict(bench.drawn(result.params)),
         "preprocessing": preprocessing.settings,
         "licence": None,
         "versions": board["versions"],
@@ -156,7 +156,7 @@ def load_with_bench(folder: Path, registry: Registry, device: torch.device) -> t
     folder = _folder(folder)
     config, tensors = _read(folder, device)
     bench = Bench(_resolved(folder, config["study"], config, registry), registry, device)
-    return _with_weights(folder, bench.study, bench.train_spec, config, tensors).to(device), bench, config
+    return _with_weights(folder, bench.study, bench.drawn(config["params"]), config, tensors).to(device), bench, config
 
 
 def card(config: Mapping[str, Any]) -> str:

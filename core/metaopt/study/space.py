@@ -4,6 +4,7 @@ A pipeline is written {"learner": "maml", "maml.inner_lr": 0.1, …, "encoder": 
 "outer.lr": 0.001, …}: complete, fixed values included, so that it can be built without the study file.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,20 @@ Section = Mapping[str, tune.Parameter]
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How the tasks of meta-training are drawn. Learners share these under `tasks.`; a study fixes or searches each."""
+
+    train_way: int = tune.integer(2, 100, log=True, default=5)
+    """Classes in a train task."""
+    train_shot: int = tune.integer(1, 100, log=True, default=1)
+    """Support examples a class."""
+    train_query: int = tune.integer(1, 100, log=True, default=5)
+    """Query examples a class: fewer give more tasks in the same time."""
+    train_within: float = tune.real(0.0, 1.0, default=0.0)
+    """The share of train tasks whose classes all come from one group."""
+
+
+@dataclass(frozen=True)
 class Space:
     """Every pipeline a study may try."""
 
@@ -30,6 +45,10 @@ class Space:
     """What it says of augmentation; what neither it nor the learner's own defaults name is off."""
     learner_classes: Mapping[str, type[Learner]]
     encoder_classes: Mapping[str, type[Encoder]]
+    tasks: Section = dataclasses.field(default_factory=dict)
+    """What is searched of how train tasks are drawn."""
+    drawing: Drawing = Drawing()
+    """How they are drawn where that is not searched, and by default where it is."""
 
     def suggest(self, trial: tune.Trial, learner: str | None = None) -> Params:
         """Return the pipeline that an Optuna trial chooses, of any learner or of that one.
@@ -61,6 +80,32 @@ class Space:
         self._walk(ask)
         return asked
 
+    def described(self) -> list[dict[str, Any]]:
+        """Return every parameter that is searched: name, range, when it is asked, and each learner's default."""
+        classes = self.learner_classes.values()
+        encoding = [cls for cls in classes if cls.uses_encoder]
+        trained = [cls for cls in classes if cls.trains_on != "nothing"]
+        owners: list[tuple[str, type, Section, list[type[Learner]]]] = [
+            *((name, cls.Config, self.learners[name], [cls]) for name, cls in self.learner_classes.items()),
+            *((name, cls.Config, self.encoders[name], encoding) for name, cls in self.encoder_classes.items()),
+            ("outer", Outer, self.outer, trained),
+            ("augment", Augment, self.augment, trained),
+            ("tasks", Drawing, self.tasks, [cls for cls in trained if cls.trains_on == "tasks"]),
+        ]
+        found = []
+        if len(self.encoders) > 1 and encoding:
+            usual = {cls.name: _one_of(self.encoders).nearest(cls.defaults.get("encoder")) for cls in encoding}
+            found.append({"name": "encoder", "range": str(_one_of(self.encoders)), "when": {}, "defaults": usual})
+        for owner, config, given, used_by in owners:
+            declared = vars(self.drawing) if config is Drawing else vars(config())
+            for name, parameter in given.items():
+                full = f"{owner}.{name}"
+                usual = {cls.name: parameter.nearest(cls.defaults.get(full, declared[name])) for cls in used_by}
+                if not isinstance(parameter, tune.Fixed) and usual:
+                    when = dict(tune.conditions(config)[name])
+                    found.append({"name": full, "range": str(parameter), "when": when, "defaults": usual})
+        return found
+
     def settled(self) -> frozenset[str]:
         """Return the learners of which nothing is searched, so that one trial tells all there is to know.
 
@@ -71,7 +116,7 @@ class Space:
 
     def real(self) -> str | None:
         """Return the name of a parameter that is searched and real, the first; None where all are countable."""
-        sections = {**self.learners, **self.encoders, "outer": self.outer, "augment": self.augment}
+        sections = {**self.learners, **self.encoders, "outer": self.outer, "augment": self.augment, "tasks": self.tasks}
         found = (
             f"{owner}.{name}"
             for owner, section in sections.items()
@@ -106,6 +151,9 @@ class Space:
             _visit(params, "outer", Outer, self.outer, cls.defaults, decide)
             named = {name.removeprefix("augment.") for name in cls.defaults if name.startswith("augment.")}
             _visit(params, "augment", Augment, self.augment, cls.defaults, decide, named | self.augment.keys())
+        if cls.trains_on == "tasks":
+            defaults = {f"tasks.{name}": value for name, value in vars(self.drawing).items()} | dict(cls.defaults)
+            _visit(params, "tasks", Drawing, self.tasks, defaults, decide, self.tasks.keys())
         return params
 
 

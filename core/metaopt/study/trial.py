@@ -138,7 +138,10 @@ class Bench:
 
     def check(self) -> None:
         """Raise UserError where the pools cannot give the study's tasks, or an encoder does not suit the examples."""
-        self.sampler.check("train", self.train_spec)
+        searched = self.study.space.tasks
+        largest = {name: max(one[name] for one in tune.extremes({name: searched[name]})) for name in searched}
+        for drawing in (dict[str, Any](), largest, *tune.extremes(searched)):
+            self.sampler.check("train", self.drawn({f"tasks.{name}": value for name, value in drawing.items()}))
         pools: tuple[Pool, ...] = ("validation", "test")
         for pool in pools:
             self.sampler.check(pool, self.spec)
@@ -160,7 +163,19 @@ class Bench:
 
     def build(self, params: Params, seed: int) -> Learner:
         """Return a fresh learner of that pipeline, sized for the train tasks. The global generator is left alone."""
-        return assembled(self.study.space, self.train_spec, params, seed).to(self.device)
+        return assembled(self.study.space, self.drawn(params), params, seed).to(self.device)
+
+    def drawn(self, params: Params) -> TaskSpec:
+        """Return the sizes of the train tasks of a pipeline, which may choose them."""
+        chosen, spec = section(params, "tasks"), self.train_spec
+        if "train_shot" in chosen:
+            spec = replace(spec, n_shot=chosen["train_shot"], least_shot=0, unequal=False)
+        return replace(
+            spec,
+            n_way=chosen.get("train_way", spec.n_way),
+            n_query=chosen.get("train_query", spec.n_query),
+            within=chosen.get("train_within", spec.within),
+        )
 
     def score(
         self,

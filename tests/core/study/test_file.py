@@ -697,3 +697,63 @@ def test_a_study_file_with_a_slip_of_the_pen_resolves_or_is_refused(
         load(path, REGISTRY)
     except UserError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
+
+
+# Train tasks that trials choose
+
+DRAWN = "{tasks: {sampler: glyphs, n_way: 5, n_shot: 1, %s}, learners: %s}"
+
+
+def test_a_range_of_train_ways_is_searched_and_survives_its_own_file() -> None:
+    study = resolved(DRAWN % ("train_way: {low: 8, high: 20}, train_query: [1, 2]", "[protonet, pixels]"))
+    assert study.tasks.searched == {"train_way": tune.Integer(8, 20, log=True), "train_query": tune.Choice((1, 2))}
+    assert (study.tasks.train_way, study.tasks.train_shot) == (8, 1), "the nearest to the ways that count"
+    assert resolve(yaml.safe_load(study.to_yaml()), "a.yaml", REGISTRY) == study
+
+
+@pytest.mark.parametrize(
+    ("tasks", "learners", "message"),
+    [
+        ("train_way: {low: 5, high: 20}", "maml", "maml learns a fixed number of ways"),
+        ("train_way: {low: 1, high: 20}", "protonet", "1 is outside the declared range"),
+        ("train_way: {low: 9, high: 2}", "protonet", "low .9. is above high .2."),
+        ("train_query: []", "protonet", "an empty list leaves nothing to choose"),
+        ("train_within: {low: 0, high: 1}", "protonet", "belong to no groups"),
+    ],
+)
+def test_ranges_of_train_tasks_that_make_no_sense_are_refused(tasks: str, learners: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolved(DRAWN % (tasks, learners))
+
+
+# Objectives
+
+
+def test_objectives_have_settings_and_a_preference_with_bounds() -> None:
+    study = resolved(
+        "{tasks: {sampler: glyphs, n_way: 5, n_shot: 1}, learners: protonet, prefer: 'calibration, parameters<=5e4',"
+        " objective: {accuracy: , calibration: {bins: 10, temperature: fitted}, parameters: }}"
+    )
+    assert list(study.objectives) == ["accuracy", "calibration", "parameters"]
+    assert (study.objectives["calibration"].bins, study.objectives["calibration"].temperature) == (10, "fitted")
+    assert study.objective == "calibration"
+    assert study.prefer.met({"accuracy": 0.1, "calibration": 0.5, "parameters": 50_000.0})
+    assert not study.prefer.met({"accuracy": 0.9, "calibration": 0.0, "parameters": 50_001.0})
+    assert resolve(yaml.safe_load(study.to_yaml()), "a.yaml", REGISTRY) == study
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("objective: [accuracy, acuracy]", "no meta-objective named 'acuracy'"),
+        ("objective: [accuracy, mse]", "'mse' does not score classification tasks"),
+        ("objective: {calibration: {bins: [5, 10]}}", "an objective's setting is one value"),
+        ("objective: {calibration: {bins: 1}}", "1 is outside the declared range"),
+        ("prefer: mse", "no objective of this study named 'mse'"),
+        ("prefer: 'accuracy, parameters<=5'", "no objective of this study named 'parameters'"),
+        ("prefer: 'accuracy, 5'", "write it as 'accuracy' or 'accuracy, parameters<=50000'"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(key: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolved(f"{{tasks: {{sampler: glyphs, n_way: 5, n_shot: 1}}, learners: protonet, {key}}}")

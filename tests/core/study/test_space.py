@@ -224,3 +224,26 @@ def test_a_learner_is_settled_where_nothing_of_it_or_around_it_is_searched() -> 
     assert space_of(fixed).settled() == {"protonet"}
     all_fixed = f"{{tasks: {{sampler: glyphs, n_way: 5, n_shot: 1}}, learners: {{{protonet}, pixels: }}}}"
     assert space_of(all_fixed).settled() == set(), "there is nothing else to try"
+
+
+# How train tasks are drawn
+
+
+def test_how_train_tasks_are_drawn_is_chosen_only_where_the_study_gives_ranges() -> None:
+    drawn = ALL.replace("n_shot: 1}", "n_shot: 1, train_query: [1, 2], train_shot: {low: 1, high: 3}, train_within: 0}")
+    space = space_of(drawn.replace("sampler: glyphs", "sampler: omniglot"))
+    assert section(space.default("protonet"), "tasks") == {"train_shot": 1, "train_query": 1}
+    assert not section(space.default("pretrain"), "tasks"), "it is trained on examples"
+    assert not section(space_of(ALL).default("protonet"), "tasks")
+    seen = {params["tasks.train_shot"] for params, _ in suggestions(space) if "tasks.train_shot" in params}
+    assert seen == {1, 2, 3}
+
+
+def test_what_is_searched_is_described_with_each_learners_default_and_its_condition() -> None:
+    found = {entry["name"]: entry for entry in space_of(ALL).described()}
+    assert found["maml.inner_lr"]["defaults"] == {"maml": 0.1}
+    assert found["outer.lr"]["range"] == "0.002 to 0.01, log scale"
+    assert found["outer.lr"]["when"] == {"optimizer": "adam"}
+    assert found["outer.lr"]["defaults"].keys() == {"protonet", "maml", "reptile", "pretrain"}, "pixels learns nothing"
+    assert "outer.tasks_per_step" not in found, "it is fixed"
+    assert found["encoder"]["range"] == "one of conv4, mlp"
