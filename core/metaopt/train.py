@@ -202,7 +202,7 @@ def meta_test(
     steps = max((one.steps for one in objectives if one.steps is not None), default=None)
     temperature = 1.0
     if any(one.fits_temperature for one in objectives):
-        temperature = _temperature(learner, sampler, executor, draw.initial_seed(), device)
+        temperature = fit_temperature(learner, sampler, executor, draw.initial_seed(), device)
     of_size: dict[TaskSpec, Learner] = {}
     with torch.no_grad():  # adaptation turns gradients on for itself
         for n in _chunks(n_tasks):
@@ -244,7 +244,9 @@ def _curve(learner: Learner, executor: Executor, batch: TaskBatch, steps: int, e
     return tuple(predictions for predictions in found if isinstance(predictions, Tensor))
 
 
-def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
+def fit_temperature(
+    learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device
+) -> float:
     """Return what divides class scores so that train tasks are most likely (Guo et al., 2017, arXiv:1706.04599).
 
     The train tasks are of the size that is scored; the same seed gives the same ones.
@@ -255,7 +257,7 @@ def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, see
         for n in _chunks(TEMPERATURE_TASKS):
             spec = sized(learner.spec, draw)
             batch = sampler.draw("train", spec, n, draw).to(device)
-            predictions = _predict(learner.with_spec(spec), executor, batch, views)
+            predictions = predict(learner.with_spec(spec), executor, batch, views)
             parts.append(predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
             truth.append(batch.query_y.flatten())
     scores, labels = torch.cat(parts), torch.cat(truth)
