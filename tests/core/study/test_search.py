@@ -242,7 +242,11 @@ def test_a_study_of_pictures_ends_with_a_winner_and_all_that_it_promises(tmp_pat
     names = {path.name for path in (tmp_path / "run").iterdir()} - {"tensorboard"}  # an observer's, where installed
     assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "report.npy",
                      "tested.jsonl", "versions.json", "best"}  # fmt: skip
-    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"weights.safetensors", "config.json"}
+    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {
+        "weights.safetensors",
+        "config.json",
+        "MODEL.md",
+    }
     strict: Any = json.loads((tmp_path / "run" / "leaderboard.json").read_text(), parse_constant=pytest.fail)
     assert strict == board
 
