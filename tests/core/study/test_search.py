@@ -303,7 +303,7 @@ def test_search_finalists_and_report_are_scored_on_different_tasks(lab: Any, tmp
     assert len(sums[finalists]) == 2, "each finalist the same two times sixteen"
     assert sums[search].isdisjoint(sums[finalists])
     trained = {seed for pool, seed, *_ in lab.drawn if pool == "train"}
-    assert len(trained) == 6 + 3, "each trial and each finalist on train tasks of its own"
+    assert len(trained) == 6 + 3 + 1, "each trial and each finalist, and the temperature, on train tasks of its own"
 
 
 def test_a_study_that_searches_on_the_test_pool_says_so(
