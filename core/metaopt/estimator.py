@@ -138,10 +138,10 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probability of each of `classes_`, (n, n_classes), whose rows add up to 1.
 
-        These are the softmax of the learner's scores, and as sure as its training made them: a learner that was not
-        trained by them, as nearest class mean after pretraining, ranks well and is far from sure of itself.
+        These are the softmax of the learner's scores over one temperature, which the study fitted on train tasks.
         """
-        probabilities: NDArray[np.float64] = self._predictions(X).double().softmax(1).numpy()
+        scores = self._predictions(X).double() / self.model_.config["temperature"]
+        probabilities: NDArray[np.float64] = scores.softmax(1).numpy()
         return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -155,7 +155,8 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         from metaopt.export import export
 
         check_is_fitted(self, "classes_")
-        export(self.learner_, self.support_x_, self.support_y_, self.model_.spec.x_shape, self.classes_, Path(path))
+        temperature = float(self.model_.config["temperature"])
+        export(self.learner_, self.support_x_, self.support_y_, self.classes_, Path(path), temperature)
 
 
 class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]

@@ -31,24 +31,25 @@ TOLERANCE = 1e-4
 class _Answer(nn.Module):
     """Maps queries (n, *x_shape) to probabilities (n, n_way)."""
 
-    def __init__(self, learner: Learner, support_x: Tensor, support_y: Tensor) -> None:
+    def __init__(self, learner: Learner, support_x: Tensor, support_y: Tensor, temperature: float) -> None:
         super().__init__()
+        self.temperature = temperature
         self.learner = learner
         self.register_buffer("support_x", support_x)
         self.register_buffer("support_y", support_y)
 
     def forward(self, query_x: Tensor) -> Tensor:
         scores: Tensor = self.learner(self.support_x, self.support_y, query_x)
-        return scores.softmax(1)
+        return (scores / self.temperature).softmax(1)
 
 
 def export(
     learner: Learner,
     support_x: Tensor,
     support_y: Tensor,
-    x_shape: tuple[int, ...],
     classes: NDArray[np.generic],
     path: Path,
+    temperature: float = 1.0,
 ) -> None:
     """Write the program, probabilities (n, n_way) of queries (n, *x_shape) float32, for any n; and the classes' names.
 
@@ -60,7 +61,8 @@ def export(
             f"the model averages over {learner.augment.test_copies} jittered views of a task, which no program "
             "repeats; use metaopt.load"
         )
-    answer = _Answer(learner, support_x, support_y).eval().requires_grad_(False)
+    x_shape = learner.spec.x_shape
+    answer = _Answer(learner, support_x, support_y, temperature).eval().requires_grad_(False)
     example = torch.linspace(0, 1, 3 * math.prod(x_shape)).view(3, *x_shape).to(support_x.device)
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -200,7 +200,7 @@ def meta_test(
     steps = max((one.steps for one in objectives if one.steps is not None), default=None)
     temperature = 1.0
     if any(one.fits_temperature for one in objectives):
-        temperature = _temperature(learner, sampler, executor, draw.initial_seed(), device)
+        temperature = fit_temperature(learner, sampler, executor, draw.initial_seed(), device)
     for played in play(
         learner, sampler, pool, n_tasks, executor, draw=draw, device=device, before=lambda: at(tables[0])
     ):
@@ -280,7 +280,9 @@ def _curve(played: Played, executor: Executor, steps: int) -> tuple[Tensor, ...]
         return tuple(predictions_of(played.learner.with_steps(n), executor, played.batch) for n in range(steps + 1))
 
 
-def _temperature(learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device) -> float:
+def fit_temperature(
+    learner: Learner, sampler: TaskSampler, executor: Executor, seed: int, device: torch.device
+) -> float:
     """Return what divides class scores so that train tasks are most likely (Guo et al., 2017, arXiv:1706.04599).
 
     The train tasks are of the size that is scored; the same seed gives the same ones.

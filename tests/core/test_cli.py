@@ -647,3 +647,10 @@ def test_a_plugin_is_left_out_by_an_option_beside_those_that_the_environment_lea
     code, _, err = run("--plugin", "metric", "plugin", "list")
     assert code == 2
     assert "'metric' leaves nothing out; write no: and a plugin's name, as no:nearest" in err
+
+
+def test_sizes_of_data_are_refused_beside_a_study_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", "quickstart", "--way", "3"]) == 2
+    err = capsys.readouterr().err
+    assert "--way is for data, and quickstart is a study file" in err
+    assert len(err.splitlines()) == 1

@@ -95,13 +95,16 @@ def test_a_studys_winner_predicts_as_its_report_task_by_task_to_the_last_bit(tmp
 
 
 @pytest.mark.parametrize("learner", ["protonet", "r2d2", "maml", "pretrain", "pixels", "snail"])
-def test_probabilities_are_the_softmax_of_the_learners_own_scores_to_the_last_bit(saved: Saved, learner: str) -> None:
+def test_probabilities_are_the_softmax_of_the_learners_scores_over_the_temperature_to_the_last_bit(
+    saved: Saved, learner: str
+) -> None:
     folder, bench = saved(GLYPHS, learner)
     clf = metaopt.load(folder)
-    own, _, _ = model.load_with_bench(folder, REGISTRY, CPU)
+    own, _, config = model.load_with_bench(folder, REGISTRY, CPU)
     for support_x, support_y, query_x, _ in tasks(bench):
         with torch.no_grad():
-            expected = own.with_spec(bench.spec).eval()(support_x, support_y, query_x).double().softmax(1).numpy()
+            scores = own.with_spec(bench.spec).eval()(support_x, support_y, query_x)
+        expected = (scores.double() / config["temperature"]).softmax(1).numpy()
         found = clf.fit(support_x, support_y.numpy()).predict_proba(query_x)
         np.testing.assert_array_equal(found, expected)
 
@@ -109,14 +112,27 @@ def test_probabilities_are_the_softmax_of_the_learners_own_scores_to_the_last_bi
 def test_tasks_run_side_by_side_differ_by_rounding_alone(saved: Saved) -> None:
     folder, bench = saved(GLYPHS, executor="vmap")
     clf = metaopt.load(folder)
-    own, _, _ = model.load_with_bench(folder, REGISTRY, CPU)
+    own, _, config = model.load_with_bench(folder, REGISTRY, CPU)
     batch = bench.sampler.draw("test", bench.spec, 6, seeds.generator(0, "tasks"))
     with torch.no_grad():
         scores = bench.executor(own).map(own, "forward", batch.support_x, batch.support_y, batch.query_x)
     assert isinstance(scores, Tensor)
-    for task, expected in zip(zip(*batch.tensors(), strict=True), scores.softmax(2), strict=True):
+    of_all = (scores / config["temperature"]).softmax(2)
+    for task, expected in zip(zip(*batch.tensors(), strict=True), of_all, strict=True):
         found = clf.fit(task[0], task[1].numpy()).predict_proba(task[2])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_temperature_makes_probabilities_of_scores_that_are_none(saved: Saved) -> None:
+    folder, bench = saved(GLYPHS, "pretrain")  # whose scores are cosines: at most 4 apart, and mostly near
+    clf = metaopt.load(folder)
+    assert clf.opened().config["temperature"] < 0.5
+    sure, right = [], []
+    for support_x, support_y, query_x, query_y in tasks(bench, 60):
+        probabilities = clf.fit(support_x, support_y.numpy()).predict_proba(query_x)
+        sure += probabilities.max(1).tolist()
+        right += (probabilities.argmax(1) == query_y.numpy()).tolist()
+    assert np.mean(sure) == pytest.approx(np.mean(right), abs=0.15)
 
 
 def test_labels_are_kept_and_ways_and_shots_are_as_given(saved: Saved) -> None:

@@ -36,7 +36,7 @@ def untrained(name: str, **keys: Any) -> tuple[Learner, TaskBatch]:
 def test_a_program_predicts_as_the_learner_for_any_number_of_queries(name: str, tmp_path: Path) -> None:
     learner, task = untrained(name)
     support_x, support_y = task.support_x[0], task.support_y[0]
-    export(learner, support_x, support_y, learner.spec.x_shape, NAMES, tmp_path / "m.pt2")
+    export(learner, support_x, support_y, NAMES, tmp_path / "m.pt2", temperature=2.0)
     extra = {CLASSES: ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra)
     assert json.loads(extra[CLASSES]) == ["a", "b", "c"]
@@ -44,13 +44,13 @@ def test_a_program_predicts_as_the_learner_for_any_number_of_queries(name: str, 
     for n in (1, 2, 9):
         queries = torch.rand(n, *learner.spec.x_shape, generator=torch.Generator().manual_seed(n))
         with torch.no_grad():
-            expected = learner(support_x, support_y, queries).softmax(1)
+            expected = (learner(support_x, support_y, queries) / 2).softmax(1)
             torch.testing.assert_close(run(queries), expected, rtol=0, atol=1e-5)
 
 
 def test_what_the_support_set_alone_decides_is_computed_once(tmp_path: Path) -> None:
     learner, task = untrained("protonet")
-    export(learner, task.support_x[0], task.support_y[0], learner.spec.x_shape, NAMES, tmp_path / "m.pt2")
+    export(learner, task.support_x[0], task.support_y[0], NAMES, tmp_path / "m.pt2")
     program = torch.export.load(tmp_path / "m.pt2")
     convolutions = [node for node in program.graph.nodes if "conv2d" in str(node.target)]
     assert len(convolutions) == 4  # of the queries' encoder, and none of the support's
@@ -58,7 +58,7 @@ def test_what_the_support_set_alone_decides_is_computed_once(tmp_path: Path) -> 
 
 def test_a_program_runs_without_metaopt(tmp_path: Path) -> None:
     learner, task = untrained("protonet")
-    export(learner, task.support_x[0], task.support_y[0], learner.spec.x_shape, NAMES, tmp_path / "m.pt2")
+    export(learner, task.support_x[0], task.support_y[0], NAMES, tmp_path / "m.pt2")
     code = (
         "import sys, torch; answer = torch.export.load(sys.argv[1]).module()(torch.zeros(4, 1, 16, 16));"
         "assert answer.shape == (4, 3); assert 'metaopt' not in sys.modules"
@@ -68,7 +68,7 @@ def test_a_program_runs_without_metaopt(tmp_path: Path) -> None:
 
 def test_what_cannot_be_recorded_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     learner, task = untrained("sklearn")
-    given = task.support_x[0], task.support_y[0], learner.spec.x_shape, NAMES
+    given = task.support_x[0], task.support_y[0], NAMES
     with pytest.raises(InputError, match="sklearn cannot be exported as one program of torch") as refused:
         export(learner, *given, tmp_path / "m.pt2")
     assert len(str(refused.value).splitlines()) == 1

@@ -33,11 +33,12 @@ from metaopt.study.space import Params, section
 from metaopt.study.trial import Bench, TrialResult, assembled
 from metaopt.study.versions import changed, explained
 from metaopt.task import TaskSpec
+from metaopt.train import fit_temperature
 
 log = logging.getLogger(__name__)
 WEIGHTS, CONFIG, ARRAYS, CARD = "weights.safetensors", "config.json", "preprocessing.safetensors", "MODEL.md"
 FORMAT = 2
-NEEDED = {"study", "params", "seed", "transductive", "spec", "train_spec", "preprocessing"}
+NEEDED = {"study", "params", "seed", "transductive", "temperature", "spec", "train_spec", "preprocessing"}
 MAX_CONFIG, MAX_HEADER = 2**26, 2**24  # bytes
 MAX_NUMBERS = 2**28  # of one example
 
@@ -81,6 +82,7 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
         "report": winner["report"],
         "transductive": winner["transductive"],
         "any_way": bench.study.space.learner_classes[result.params["learner"]].any_way,
+        "temperature": _temperature(bench, result, weights),
         "spec": asdict(bench.spec),
         "train_spec": asdict(bench.drawn(result.params)),
         "preprocessing": preprocessing.settings,
@@ -95,6 +97,20 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
         _write_config(making, config)
 
     _put(folder, fill)
+
+
+def _temperature(bench: Bench, result: TrialResult, weights: Path) -> float:
+    """Return what divides the winner's class scores for its probabilities; 1 where train tasks cannot tell."""
+    if bench.spec.kind != "classification":
+        return 1.0
+    try:
+        bench.sampler.check("train", bench.spec)
+    except UserError:
+        return 1.0
+    learner = bench.build(result.params, result.seed).eval()
+    learner.load_state_dict(load_file(weights))
+    sized = learner.with_spec(bench.spec)
+    return fit_temperature(sized, bench.sampler, bench.executor(learner), bench.study.seed, bench.device)
 
 
 def export(source: Path, target: Path, registry: Registry, licence: str | None) -> Model:
@@ -138,6 +154,8 @@ def load(folder: Path, registry: Registry, device: torch.device) -> Model:
     try:
         arrays = load_arrays(folder / ARRAYS) if _is_file(folder / ARRAYS, optional=True) else {}
         spec, train_spec = _spec(config["spec"]), _spec(config["train_spec"])
+        if not 0 < float(config["temperature"]) < math.inf:
+            raise ValueError(f"its temperature is {config['temperature']}")
         cls = registry.task_sampler(resolved.tasks.sampler).made_by
         preprocessing = cls(spec.x_shape, config["preprocessing"], arrays)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:

@@ -225,6 +225,8 @@ ABSURD: dict[str, dict[str, Any]] = {
     "another kind": {"spec": {"kind": "divination"}},
     "one thing more": {"spec": {"path": "../../etc"}},
     "no sizes": {"spec": None},
+    "no temperature": {"temperature": None},
+    "a temperature of nothing": {"temperature": 0},
     "a list as preprocessing": {"preprocessing": [1]},
 }
 
