@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers readme screenshots bench wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers readme screenshots bench bench-search wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -16,6 +16,7 @@ help:
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
+	@echo "make bench-search measure docs/results/search: strategies on surrogates, half an hour with SMAC3"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
@@ -64,6 +65,10 @@ readme: .venv/dev
 
 screenshots: .venv/dev
 	$(BIN)/python docs/screenshots.py
+
+bench-search: .venv/metaopt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt smac
+	$(BIN)/python -W ignore benchmarks/search.py --json docs/results/search.json
 
 bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl

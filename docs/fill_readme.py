@@ -20,7 +20,7 @@ from metaopt import cli, terminal
 from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- (leaderboard|zoo|steps|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (leaderboard|zoo|steps|search|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
 
 
 def leaderboard(name: str) -> str:
@@ -65,6 +65,17 @@ def steps(name: str) -> str:
     return _table(rows, left={0})
 
 
+def search(name: str) -> str:
+    """Return a table of the regret of strategies, by the number of trials, that benchmarks/search.py measured."""
+    found = _board(name)
+    looks = list(found["strategies"][0]["regret"])
+    rows = [(f"regret in points, {found['worlds']} worlds", *(f"{n} trials" for n in looks), "ms a trial")]
+    for row in found["strategies"]:
+        cells = [f"{row['regret'][n]:.2f} ± {row['error'][n]:.2f}" for n in looks]
+        rows.append((row["strategy"], *cells, f"{row['cpu_ms_a_trial']:.1f}"))
+    return _table(rows, left={0})
+
+
 def _table(rows: Sequence[tuple[str, ...]], left: Set[int]) -> str:
     """Return lines of cells in columns, flushed right but for those `left`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -92,6 +103,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "leaderboard": leaderboard,
     "zoo": zoo,
     "steps": steps,
+    "search": search,
     "command": command,
     "source": source,
 }

@@ -157,6 +157,7 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
     if "front" in board:
         _show_front(out, board)
     if board["finalists"]:
+        out.print(f"finalists; search and fresh: {board['search_on']} tasks; apart: told apart from the first of them")
         out.print(_finalists(board))
         _show_winner(out, board)
         if len(board["tested"]) > 1:
@@ -219,13 +220,13 @@ def _show_front(out: Console, board: Mapping[str, Any]) -> None:
 
 def _finalists(board: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    pool = board["search_on"]
-    columns = ("rank", "learner", "trial", f"search ({pool})", f"fresh ({pool})", "test", "tasks trained", "parameters")
+    columns = ("rank", "learner", "trial", "search", "fresh", "test", "apart", "CPU s", "parameters")
     for column in columns:
         table.add_column(column, justify="left" if column == "learner" else "right")
     for entry in board["finalists"]:
         report = entry["report"] if entry["report"] and entry["report"]["pool"] == "test" else None
         flag = " (transductive)" if entry["transductive"] else ""
+        behind = entry["behind"]
         table.add_row(
             str(entry["rank"]),
             entry["learner"] + flag,
@@ -233,7 +234,8 @@ def _finalists(board: Mapping[str, Any]) -> Table:
             interval(entry["search"]),
             interval(entry["fresh"]),
             interval(report if entry["rank"] == 1 else None),
-            f"{entry['trained_tasks']:,}",
+            "–" if behind is None else "yes" if behind["told_apart"] else "no",
+            f"{entry['cpu_seconds']:.0f}",
             f"{entry['parameters']:,}",
         )
     return table

@@ -24,7 +24,8 @@ from metaopt.train import Budget
 MARKUP = "[red]no[/red] [/such] luck :smile: [link=x]"
 SCORE = {"pool": "validation", "mean": 0.61234, "ci95": 0.01, "tasks": 20, "median": 0.6, "not_finite": 0}
 ENTRY = {
-    "rank": 1, "trial": 7, "learner": "maml", "transductive": False, "trained_tasks": 4000, "parameters": 112_005,
+    "rank": 1, "trial": 7, "learner": "maml", "transductive": False, "trained_tasks": 4000,
+    "cpu_seconds": 61.4, "parameters": 112_005,
     "params": {"learner": "maml", "maml.inner_lr": 0.000316228, "maml.first_order": True, "outer.lr": 3.2e-5},
     "search": SCORE, "fresh": SCORE, "report": SCORE | {"pool": "test", "mean": 0.59},
     "behind": None,
@@ -65,8 +66,8 @@ def test_the_leaderboard_shows_trials_finalists_winner_and_where_they_are(capsys
     assert "s: 3 trials complete, 2 pruned, 1 failed, in 62 s; accuracy, maximized\n" in out
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "ahead of trial 4 by 0.0123 ± 0.0040 on the same fresh tasks: told apart (p = 0.001)" in rows
-    assert "1 maml 7 0.6123 ± 0.0100 0.6123 ± 0.0100 0.5900 ± 0.0100 4,000 112,005" in rows
-    assert "2 maml 4 0.6123 ± 0.0100 0.6123 ± 0.0100 – 4,000 112,005" in rows, "only the winner has a test score"
+    assert "1 maml 7 0.6123 ± 0.0100 0.6123 ± 0.0100 0.5900 ± 0.0100 – 61 112,005" in rows
+    assert "2 maml 4 0.6123 ± 0.0100 0.6123 ± 0.0100 – yes 61 112,005" in rows, "only the winner has a test score"
     assert (
         "winner: maml (trial 7), accuracy 0.5900 ± 0.0100 on 20 test tasks that no trial has touched, inductive\n"
         in out
@@ -89,7 +90,7 @@ def test_a_transductive_winner_and_a_search_on_the_test_pool_are_said_to_be_so(
     assert "maml (transductive)" in out
     assert "tasks that no trial has touched, transductive\n" in out
     assert "This study searched on the test pool itself, so its scores are too good for new classes.\n" in out
-    assert "search (test)" in out
+    assert "search and fresh: test tasks" in out
 
 
 @pytest.mark.parametrize(

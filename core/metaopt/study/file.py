@@ -49,6 +49,7 @@ KEYS = (
     "evaluation",
     "strategy",
     "sampler",
+    "warm_start",
     "prune",
     "executor",
     "isolation",
@@ -171,6 +172,8 @@ class Study:
     """How the next trial is chosen: by one model of the whole space, or by a bandit over learners."""
     sampler: str
     """Which of Optuna's samplers models it."""
+    warm_start: tuple[str, ...]
+    """Run folders of other studies, whose best pipeline of each learner is tried after the defaults."""
     prune: bool
     """Whether a hopeless trial is stopped during meta-training."""
     executor: str
@@ -217,6 +220,7 @@ class Study:
             "evaluation": asdict(self.evaluation),
             "strategy": self.strategy,
             "sampler": self.sampler,
+            "warm_start": list(self.warm_start),
             "prune": self.prune,
             "executor": self.executor,
             "isolation": self.isolation,
@@ -359,6 +363,7 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         evaluation=_evaluation(top),
         strategy=top.get("strategy", _one_of(*STRATEGIES), "joint" if raw.get("sampler") == "qmc" else STRATEGIES[0]),
         sampler=top.get("sampler", _one_of(*SAMPLERS), next(iter(SAMPLERS))),
+        warm_start=top.get("warm_start", _paths, ()),
         prune=top.get("prune", _flag, True),
         executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
         isolation=top.get("isolation", _one_of("none", "process"), "none"),
@@ -759,6 +764,13 @@ def _no_queries(value: object) -> int:
         raise ValueError(f"{value!r}: a stream asks for each of its presentations and has no other queries; leave it "
                          "out")  # fmt: skip
     return 0
+
+
+def _paths(value: object) -> tuple[str, ...]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise ValueError(f"{value!r} must be run folders of other studies, such as [runs/quickstart]")
+    return tuple(paths)
 
 
 def _share(value: object) -> float:

@@ -19,7 +19,10 @@ from metaopt.errors import UserError
 from metaopt.files import whole
 from metaopt.study import strategy, versions
 from metaopt.study.crew import LOST
+from metaopt.study.file import Study
+from metaopt.study.leaderboard import FILE as LEADERBOARD
 from metaopt.study.leaderboard import ranked, values
+from metaopt.study.leaderboard import read as read_leaderboard
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
@@ -37,6 +40,7 @@ MAY_CHANGE = (
     "evaluation.repeats",
     "evaluation.report_tasks",
     "prefer",
+    "warm_start",
     "isolation",
     "limits",
 )
@@ -63,6 +67,7 @@ class Ledger:
             "sampler": strategy.build(study.strategy, study.sampler, study.seed, study.space),
             "pruner": NopPruner(),  # see `report`
         }
+        warm = _warm(study)  # before anything is written
         if study.name in names:
             self.optuna = optuna.load_study(**kept)
         else:
@@ -72,12 +77,14 @@ class Ledger:
         stored = self.optuna.user_attrs.get("study")
         if stored is None:
             begun = self.optuna.get_trials(deepcopy=False)  # by us, where we were killed before the last line below
-            if any(trial.user_attrs.get("origin") != "default" for trial in begun):
+            if any(trial.user_attrs.get("origin") not in {"default", "warm start"} for trial in begun):
                 raise UserError(f"the storage holds a study named {study.name!r} that metaopt did not make; "
                                 "set another name in the study file")  # fmt: skip
             for learner in study.space.learners:
                 params = study.space.searched(study.space.default(learner))
                 self.optuna.enqueue_trial(params, user_attrs={"origin": "default"}, skip_if_exists=True)
+            for params in warm:
+                self.optuna.enqueue_trial(params, user_attrs={"origin": "warm start"}, skip_if_exists=True)
             self.optuna.set_user_attr("versions", versions.used(bench))
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
         else:
@@ -252,6 +259,21 @@ def write_scores(path: Path, per_task: Sequence[float], others: Mapping[str, Seq
     }.items():
         with whole(file) as temporary, temporary.open("wb") as opened:
             np.save(opened, np.array(scores, np.float64), allow_pickle=False)
+
+
+def _warm(study: Study) -> list[Params]:
+    """Return what to try first of earlier studies: the best of each learner, as near as this study's space allows."""
+    found = []
+    for folder in study.warm_start:
+        board = read_leaderboard(Path(folder))
+        if board is None:
+            raise UserError(
+                f"warm_start: {folder} holds no {LEADERBOARD}; give the run folder of a study, such as runs/quickstart"
+            )
+        for learner, entry in board["learners"].items():
+            if learner in study.space.learners:
+                found.append(study.space.searched(study.space.nearest({**entry["params"], "learner": learner})))
+    return found
 
 
 def scores_by(path: Path, name: str) -> Path:

@@ -68,6 +68,21 @@ class Space:
 
         return self._walk(decide, learner)
 
+    def nearest(self, params: Params) -> Params:
+        """Return the pipeline of this space nearest to one of another study, of a learner that this space has.
+
+        What that one does not say is at the learner's default.
+        """
+
+        def decide(name: str, parameter: tune.Parameter, default: Any) -> Any:
+            given = params.get(name, default)
+            try:
+                return parameter.nearest(given)
+            except TypeError:  # of another kind, as a number where there are names now
+                return parameter.nearest(default)
+
+        return self._walk(decide, params["learner"])
+
     def searched(self, params: Params) -> Params:
         """Return the part of a pipeline that the study searches."""
         asked: Params = {}

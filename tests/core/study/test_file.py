@@ -183,6 +183,7 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "evaluation": {"tasks": 200, "finalists": 3, "repeats": 1, "report_tasks": 1000},
         "strategy": "bandit",
         "sampler": "tpe",
+        "warm_start": [],
         "prune": True,
         "executor": "auto",
         "isolation": "none",

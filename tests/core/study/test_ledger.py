@@ -1,5 +1,6 @@
 """The ledger knows what was tried: nothing is lost, counted twice or tried in another order, whoever dies."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from scipy.stats import kstest  # type: ignore[import-untyped]
 
 from metaopt import plugins, seeds
 from metaopt.errors import UserError
+from metaopt.study import leaderboard
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
 from metaopt.study.ledger import ATTEMPTS, Ledger, results
@@ -224,6 +226,39 @@ def test_several_trials_that_ran_at_once_are_all_taken_up_before_new_ones(ledger
     again = ledger()
     assert [again.ask() for _ in range(2)] == [jobs[0], jobs[2]]
     assert again.ask().number == 6
+
+
+# Warm start
+
+
+def earlier(folder: Path, params: Params) -> str:
+    board = dict.fromkeys(leaderboard.KEYS) | {
+        "learners": {params["learner"]: {"params": params}, "gone": {"params": {}}}
+    }
+    folder.mkdir()
+    (folder / leaderboard.FILE).write_text(json.dumps(board))
+    return str(folder)
+
+
+def test_what_earlier_studies_found_is_tried_after_the_defaults_moved_into_the_ranges(
+    ledger: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    found = {"learner": "maml", "encoder": "conv4", "maml.inner_lr": 1.0, "maml.inner_steps": 4, "mlp.width": 999}
+    runs = [earlier(tmp_path / "before", found)]
+    narrow = {"reptile": None, "maml": {"inner_lr": {"low": 0.01, "high": 0.5}}, "finetune": None}
+    jobs = finish(book := ledger(learners=narrow, warm_start=runs), 4)
+    assert [job.params["learner"] for job in jobs] == ["reptile", "maml", "finetune", "maml"]
+    tried, default = jobs[3].params, book.bench.study.space.default("maml")
+    assert (tried["maml.inner_lr"], tried["maml.inner_steps"], tried["encoder"]) == (0.5, 4, "mlp")
+    assert tried["outer.lr"] == default["outer.lr"], "of which the earlier study said nothing"
+
+
+def test_a_folder_without_a_leaderboard_is_refused_before_anything_is_written(
+    ledger: Callable[..., Ledger], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"warm_start: nowhere holds no leaderboard\.json"):
+        ledger(warm_start=["nowhere"])
+    assert not optuna.get_all_study_names(open_storage(tmp_path / "a"))
 
 
 # Pruning
