@@ -298,12 +298,14 @@ def fit_temperature(
 
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped] # here, as it takes a moment
 
+    scores = scores[kept]
+    spread = float((scores - scores.mean(1, keepdim=True)).std()) or 1.0  # scores may be of any size
     found = minimize_scalar(
-        lambda log: float(cross_entropy(scores[kept] / math.exp(log), labels[kept])),
+        lambda log: float(cross_entropy(scores / (spread * math.exp(log)), labels[kept])),
         bounds=(math.log(1e-3), math.log(1e3)),
         method="bounded",
     )
-    return math.exp(found.x)
+    return spread * math.exp(found.x)
 
 
 def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:

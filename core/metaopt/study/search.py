@@ -165,7 +165,12 @@ def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
     if bench.study.timeout is None:
         return 0.0
     best = leaderboard.ranked(bench, results)[: bench.study.evaluation.finalists]
-    return _needed(bench, best, bench.study.evaluation.report_tasks, crew) if best else 0.1 * bench.study.timeout
+    if not best:
+        return 0.1 * bench.study.timeout
+    n_tasks = bench.study.evaluation.report_tasks
+    while len(best) > 1 and _needed(bench, best, n_tasks, crew) > bench.study.timeout / 3:
+        best = best[:-1]  # a search this short has better things to do
+    return _needed(bench, best, n_tasks, crew)
 
 
 def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, crew: Crew) -> float:
