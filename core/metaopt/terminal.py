@@ -200,7 +200,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
                 f"(p = {behind['p']:.2g})"
             )
     for name, value in winner["params"].items():
-        off = value in (0.0, None) and name.startswith(("outer.", "augment."))
+        off = (value in (0.0, None) and name.startswith(("outer.", "augment."))) or name in winner.get("idle", ())
         if name not in {"learner", "encoder"} and not off:
             out.print(f"  {name}: {_shown(value)}")
 

@@ -184,6 +184,7 @@ def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
         "trial": result.number,
         "learner": result.learner,
         "params": result.params,
+        "idle": bench.study.space.idle(result.params),
         "transductive": bench.study.space.transductive(result.params),
         "search": _search_score(bench, result),
         "trained_tasks": result.trained_tasks,

@@ -121,6 +121,20 @@ class Space:
                     found.append({"name": full, "range": str(parameter), "when": when, "defaults": usual})
         return found
 
+    def idle(self, params: Params) -> list[str]:
+        """Return the parameters of a pipeline that do nothing, as others have not the values that they wait for."""
+        learner, encoder = params["learner"], params.get("encoder")
+        owners: list[tuple[str, type]] = [(learner, self.learner_classes[learner].Config), ("outer", Outer)]
+        if encoder:
+            owners.append((encoder, self.encoder_classes[encoder].Config))
+        return [
+            f"{owner}.{field}"
+            for owner, config in owners
+            for field, when in tune.conditions(config).items()
+            if f"{owner}.{field}" in params
+            and not all(params[f"{owner}.{other}"] == value for other, value in when.items())
+        ]
+
     def settled(self) -> frozenset[str]:
         """Return the learners of which nothing is searched, so that one trial tells all there is to know.
 

@@ -247,3 +247,9 @@ def test_what_is_searched_is_described_with_each_learners_default_and_its_condit
     assert found["outer.lr"]["defaults"].keys() == {"protonet", "maml", "reptile", "pretrain"}, "pixels learns nothing"
     assert "outer.tasks_per_step" not in found, "it is fixed"
     assert found["encoder"]["range"] == "one of conv4, mlp"
+
+
+def test_what_waits_for_another_value_is_idle() -> None:
+    space = space_of(ALL)
+    assert space.idle(space.default("protonet")) == ["outer.sgd_lr"]
+    assert "outer.lr" in space.idle(space.default("protonet") | {"outer.optimizer": "sgd"})
