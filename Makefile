@@ -37,7 +37,7 @@ study: .venv/metaopt
 	$(BIN)/metaopt study run quickstart --workers 2
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
