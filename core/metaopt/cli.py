@@ -454,7 +454,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         _print_json(found) if options.json else terminal.show_error(found)
         return 0
     bench.check()
-    scores = bench.score(learner, "test", f"evaluate {options.seed}", options.tasks)
+    scores = bench.decided(bench.score(learner, "test", f"evaluate {options.seed}", options.tasks))
     tested.note(options.model, f"evaluate --seed {options.seed}", trial=config["trial"], tasks=options.tasks)
     found = {
         "model": str(options.model),
