@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers readme screenshots bench bench-search wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -20,6 +20,7 @@ help:
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
+	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -58,6 +59,10 @@ sinusoids: .venv/metaopt
 
 optimizers: .venv/metaopt
 	$(BIN)/python docs/optimizers.py
+
+reproduce: .venv/metaopt
+	$(BIN)/python docs/reproduce.py
+	$(BIN)/python docs/fill_readme.py
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py

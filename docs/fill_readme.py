@@ -1,7 +1,7 @@
 """Fill the README's marked blocks with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), a command, or a source file.
+learners beside what papers report ("zoo"), published figures measured again, a command, or a source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
@@ -20,7 +20,9 @@ from metaopt import cli, terminal
 from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- (leaderboard|zoo|steps|search|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (leaderboard|zoo|steps|search|figures|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL
+)
 
 
 def leaderboard(name: str) -> str:
@@ -76,6 +78,36 @@ def search(name: str) -> str:
     return _table(rows, left={0})
 
 
+def figures(name: str) -> str:
+    """Return what docs/reproduce.py found: published figures beside ours, and a verdict on each that was trained."""
+    rows = [("", "published", "ours", "95 % interval", "band")]
+    verdicts = []
+    for found in _board(name).values():
+        write = _percent if found["unit"] == "%" else _rounded
+        for figure in found["figures"]:
+            known = figure["ours"] is not None
+            rows.append(
+                (
+                    f"{found['subject']}, {found['unit']} {figure['what']}",
+                    write(figure["published"]),
+                    write(figure["ours"]) if known else "diverges",
+                    f"{write(figure['low'])} to {write(figure['high'])}" if known else "–",
+                    " to ".join(dict.fromkeys(map(write, figure["band"]))),
+                )
+            )
+        cost = f"{found['cpu_seconds']:.0f} CPU seconds on {found['machine']}, {found['date']}"
+        verdicts.append(f"\n{found['subject']}: {found['verdict']}\n  Trained on {found['trained']}; {cost}\n")
+    return _table(rows, left={0}) + "".join(verdicts)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}".removesuffix("0").removesuffix(".0")
+
+
 def _table(rows: Sequence[tuple[str, ...]], left: Set[int]) -> str:
     """Return lines of cells in columns, flushed right but for those `left`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -104,6 +136,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "zoo": zoo,
     "steps": steps,
     "search": search,
+    "figures": figures,
     "command": command,
     "source": source,
 }

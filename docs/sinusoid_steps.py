@@ -99,25 +99,32 @@ CONTESTANTS = {
 
 def run(contestant: Contestant, n_tasks: int, pool: Pool = "test", seed: int = 0) -> Errors:
     """Meta-train it on so many tasks and return its errors on tasks of a pool, by the number of steps."""
+    errors: Errors = {}
+    for steps, of_tasks in errors_by_task(contestant, n_tasks, pool, seed).items():
+        whole, median = bool(of_tasks.isfinite().all()), float(of_tasks.nan_to_num(math.inf).quantile(0.5))
+        errors[steps] = {
+            "mean": float(of_tasks.mean()) if whole else None,
+            "ci95": 1.96 * float(of_tasks.std()) / math.sqrt(TEST_TASKS) if whole else None,
+            "median": median if math.isfinite(median) else None,
+        }
+    return errors
+
+
+def errors_by_task(contestant: Contestant, n_tasks: int, pool: Pool = "test", seed: int = 0) -> dict[str, Tensor]:
+    """Meta-train it on so many tasks and return its error on each task of a pool, (TEST_TASKS,), by number of steps."""
     sampler = Sinusoid(Sinusoid.Config())
     torch.manual_seed(seeds.derive(seed, "weights"))
     spec = sampler.spec(1, 10, 10)
     learner = contestant.cls(spec, MLP((1,), MLP.Config()), contestant.cls.Config(**contestant.config))
     meta_train(learner, sampler, contestant.outer, Budget(tasks=n_tasks), Traced(), seed=seed, device=CPU)
     learner = learner.with_spec(sampler.spec(1, 5, 100)).eval()
-    errors: Errors = {}
+    errors = {}
     for steps in STEPS if contestant.steps else STEPS[:1]:
         if contestant.steps:
             learner.config = replace(learner.config, **{contestant.steps: steps})
         draw = seeds.generator(seed, "evaluate", pool)
         batches = [sampler.draw(pool, learner.spec, 50, draw) for _ in range(TEST_TASKS // 50)]
-        of_tasks = torch.cat([_errors(learner, batch) for batch in batches])
-        whole, median = bool(of_tasks.isfinite().all()), float(of_tasks.nan_to_num(math.inf).quantile(0.5))
-        errors[str(steps)] = {
-            "mean": float(of_tasks.mean()) if whole else None,
-            "ci95": 1.96 * float(of_tasks.std()) / math.sqrt(TEST_TASKS) if whole else None,
-            "median": median if math.isfinite(median) else None,
-        }
+        errors[str(steps)] = torch.cat([_errors(learner, batch) for batch in batches])
     return errors
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import KDTree  # type: ignore[import-untyped]
 from torch import Generator, Tensor
 
 from metaopt.errors import UserError
@@ -841,26 +840,3 @@ def test_damaged_runs_are_refused_by_the_files_name(tmp_path: Path) -> None:
         archive.writestr("run01/class_labels.txt", "run01/test/item01.png run01/training/class01.png\n")
     with pytest.raises(UserError, match=r"run01/class_labels\.txt does not pair 20 drawings with 20"):
         challenge(tmp_path)
-
-
-@needs_omniglot
-def test_the_modified_hausdorff_distance_makes_its_published_error_on_the_challenge() -> None:
-    # Dubuisson & Jain, 1994; the baseline of the runs' own demo: 38.75 % errors, published as 38.8.
-    def points(drawing: Tensor) -> NDArray[np.float32]:
-        places = np.argwhere(drawing[0].numpy() > 0.5).astype(np.float32)  # (n_ink, 2)
-        return places - places.mean(0)
-
-    def mean_distances(from_: list[NDArray[np.float32]], to: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-        """The mean distance (n_from, n_to) of the points of one to the nearest points of another."""
-        starts = np.cumsum([0, *map(len, from_[:-1])])
-        nearest = np.stack([KDTree(other).query(np.concatenate(from_))[0] for other in to], 1)
-        means: NDArray[np.float64] = np.add.reduceat(nearest, starts) / np.array([len(x) for x in from_])[:, None]
-        return means
-
-    _, batch = challenge(DATA)
-    wrong = 0
-    for support_x, query_x, query_y in zip(batch.support_x, batch.query_x, batch.query_y, strict=True):
-        shown, asked = [points(x) for x in support_x], [points(x) for x in query_x]
-        distances = np.maximum(mean_distances(asked, shown), mean_distances(shown, asked).T)  # (20, 20)
-        wrong += int((distances.argmin(1) != query_y.numpy()).sum())
-    assert wrong / 400 == 0.3875
