@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaopt import __version__
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, of_disk, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not of_disk(error):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(  # noqa: T201
+            f"metaopt: {where}{error.strerror}; what was finished is kept, so mend the disk and give the same command "
+            "again",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

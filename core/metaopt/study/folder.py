@@ -1,6 +1,7 @@
 """The run folder: one study at a time, by one process at a time."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ def owned(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to the run folder {folder} ({reason}); give another with --output") from None
     try:
         _hold(descriptor, folder)
+        sweep(folder)
         try:
             yield
         except UserError:
@@ -50,6 +52,24 @@ def _hold(descriptor: int, folder: Path) -> None:
         raise UserError(
             f"another process is running the study in {folder}; wait for it, or give another folder with --output"
         ) from None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written; see `metaopt.files.whole`."""
+    for litter in folder.rglob(".*.tmp"):
+        if (found := re.fullmatch(r"\..+\.(\d+)\.tmp", litter.name)) and not _runs(int(found[1])):
+            with suppress(OSError):
+                litter.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # it is somebody else's
+    return True
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -1,5 +1,6 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -250,8 +251,10 @@ def write_scores(path: Path, per_task: Sequence[float], others: Mapping[str, Seq
         path: per_task,
         **{scores_by(path, name): other for name, other in (others or {}).items()},
     }.items():
-        with whole(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, np.array(scores, np.float64), allow_pickle=False)
+        array = io.BytesIO()
+        np.save(array, np.array(scores, np.float64), allow_pickle=False)
+        with whole(file) as temporary:
+            temporary.write_bytes(array.getbuffer())  # numpy itself does not say that a disk is full
 
 
 def scores_by(path: Path, name: str) -> Path:
