@@ -7,6 +7,7 @@ worker that is stopped. A study runs in a forked copy of this process, so that t
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,225 @@ def recovered(folder: Path, process: int, before: list[tuple[str, int, int]]) ->
     while stamp(folder) == before and alive(process):
         time.sleep(0.005)
     return time.monotonic() - began
+
+
+def until(true: Callable[[], bool], within: float = 20.0) -> None:
+    """Wait until something is true."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < within, "it did not come to that"
+        time.sleep(0.005)
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def wake(session: int) -> None:
+    """Let all processes of a session go on."""
+    for number in alive(session):
+        os.kill(number, signal.SIGCONT)
+
+
+def signalled(number: int, times: int = 1) -> None:
+    """Send this process a signal, as a terminal does to it and to its workers."""
+    for _ in range(times):
+        os.killpg(os.getpid(), number)
+
+
+def rendezvous(n: int) -> Act:
+    """Return what waits until n processes, forked later, have come to it."""
+    arrived = multiprocessing.get_context("fork").Barrier(n)
+    return lambda: arrived.wait(20)
+
+
+@dataclass
+class Row:
+    """What came of one kind of fault."""
+
+    fault: str
+    times: int = 0
+    lost: int = 0
+    doubled: int = 0
+    otherwise: int = 0
+    """Studies that did not end as they would have."""
+    orphans: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """From the fault, or from the next start, until the study writes again."""
+
+    def cells(self) -> list[str]:
+        seconds = sorted(self.seconds) or [0.0]
+        return [
+            self.fault,
+            *map(str, (self.times, self.lost, self.doubled, self.orphans, self.otherwise)),
+            f"{seconds[len(seconds) // 2]:.2f}",
+            f"{seconds[-1]:.2f}",
+        ]
+
+
+HEAD = ["fault", "times", "lost", "doubled", "orphans", "other end", "s to recover, median", "most"]
+
+
+def settle(victims: Victims, folder: Path, row: Row, before: dict[int, list[str]]) -> None:
+    """Go on with a study to its end, and note what became of what was finished before."""
+    written = stamp(folder)
+    process = victims.begin(folder)
+    row.seconds.append(recovered(folder, process, written))
+    code = end(process)
+    judge(victims, folder, row, before, code)
+
+
+def judge(victims: Victims, folder: Path, row: Row, before: dict[int, list[str]], code: int) -> None:
+    wrong = victims.whole(folder) if code == 0 else [f"exit code {code}: {victims.said(folder)}"]
+    if wrong:
+        row.otherwise += 1
+        print(f"{row.fault}: {folder.name}: {'; '.join(wrong)}", file=sys.stderr)
+    row.lost += victims.lost(before, folder)
+    row.doubled += victims.doubled(folder)
+    if not wrong:
+        shutil.rmtree(folder)
+
+
+def study_killed(victims: Victims, row: Row, draw: random.Random, kills: int = 1) -> None:
+    """Kill a study at a random moment, so many times in a row, and go on with it."""
+    folder, before = victims.folder(), dict[int, list[str]]()
+    for _ in range(kills):
+        process = victims.begin(folder)
+        time.sleep(draw.uniform(0.0, 1.1 * victims.seconds))
+        if alive(process):
+            os.kill(process, signal.SIGKILL)
+            row.times += 1
+        end(process)
+        row.orphans += not gone(process, within=1)
+        before |= records(folder)
+    settle(victims, folder, row, before)
+
+
+def worker_killed(victims: Victims, row: Row, draw: random.Random) -> None:
+    folder = victims.folder()
+    process = victims.begin(folder)
+    time.sleep(draw.uniform(0.1, 1.0) * victims.seconds)
+    workers = [number for number in alive(process) if number != process]
+    before, written = records(folder), stamp(folder)
+    if workers:
+        os.kill(draw.choice(workers), signal.SIGKILL)
+        row.times += 1
+        row.seconds.append(recovered(folder, process, written))
+    judge(victims, folder, row, before, end(process))
+
+
+def worker_frozen(victims: Victims, row: Row, draw: random.Random) -> None:
+    folder = victims.folder()
+    process = victims.begin(folder)
+    time.sleep(draw.uniform(0.1, 1.0) * victims.seconds)
+    workers = [number for number in alive(process) if number != process]
+    before = records(folder)
+    if workers:
+        frozen = draw.choice(workers)
+        os.kill(frozen, signal.SIGSTOP)
+        row.times += 1
+        time.sleep(0.3)
+        written = stamp(folder)
+        with suppress(ProcessLookupError):
+            os.kill(frozen, signal.SIGCONT)
+        row.seconds.append(recovered(folder, process, written))
+    judge(victims, folder, row, before, end(process))
+
+
+def interrupted(victims: Victims, row: Row, draw: random.Random) -> None:
+    folder = victims.folder()
+    process = victims.begin(folder)
+    until((folder / "journal.log").exists)  # from there on it listens
+    time.sleep(draw.uniform(0.0, 0.8) * victims.seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process, draw.choice([signal.SIGINT, signal.SIGTERM]))
+        row.times += 1
+    end(process)
+    row.orphans += not gone(process, within=1)
+    settle(victims, folder, row, records(folder))
+
+
+def disk_filled(victims: Victims, row: Row, draw: random.Random) -> None:
+    with small_disk(victims.root / "disk") as disk:
+        folder = disk / f"run{row.times}"
+        process = victims.begin(folder)
+        time.sleep(draw.uniform(0.0, 1.0) * victims.seconds)
+        filler = fill(disk, but=draw.choice([0, 10, 100, 1000]))
+        row.times += 1
+        code = end(process)
+        said = victims.said(folder)
+        filler.unlink()
+        if code not in {0, 2} or (code == 2 and len(said.splitlines()) != 1):
+            row.otherwise += 1
+            print(f"{row.fault}: exit code {code}: {said}", file=sys.stderr)
+        settle(victims, folder, row, records(folder))
+
+
+def journal_spoilt(victims: Victims, row: Row, draw: random.Random) -> None:
+    """Flip a bit of a finished study's journal: it is noticed, or it changes nothing; restored, the study goes on."""
+    folder = Path(shutil.copytree(victims.root / "whole", victims.folder()))
+    (folder / "leaderboard.json").unlink()
+    before, journal = records(folder), (folder / "journal.log").read_bytes()
+    spoilt = bytearray(journal)
+    spoilt[draw.randrange(len(journal))] ^= 1 << draw.randrange(8)
+    (folder / "journal.log").write_bytes(spoilt)
+    row.times += 1
+    if (code := end(victims.begin(folder))) == 0:
+        judge(victims, folder, row, before, code)
+        return
+    (folder / "journal.log").write_bytes(journal)
+    settle(victims, folder, row, before)
+
+
+def torture(root: Path, kills: int, seed: int) -> list[Row]:
+    """Provoke every fault; `kills` is the least number of processes that are killed in all."""
+    draw = random.Random(seed)
+    (root / "alone").mkdir()
+    (root / "two").mkdir()
+    alone, two = Victims(root / "alone"), Victims(root / "two", workers=2)
+    n = -(-kills // 5)  # of each kind of kill
+    plan: list[tuple[str, int, Callable[[Row], None]]] = [
+        ("study killed, one process", n, lambda row: study_killed(alone, row, draw)),
+        ("study killed with two workers", n, lambda row: study_killed(two, row, draw)),
+        ("study killed three times in a row", n, lambda row: study_killed(alone, row, draw, 3)),
+        ("worker killed", 2 * n, lambda row: worker_killed(two, row, draw)),
+        ("worker frozen and woken", n // 2, lambda row: worker_frozen(two, row, draw)),
+        ("Ctrl-C or SIGTERM", n // 2, lambda row: interrupted(two, row, draw)),
+        ("disk full", n // 2, lambda row: disk_filled(alone, row, draw)),
+        ("a bit of the journal flipped", n // 2, lambda row: journal_spoilt(alone, row, draw)),
+    ]
+    rows = []
+    for fault, times, provoke in plan:
+        rows.append(row := Row(fault))
+        try:
+            while row.times < times:
+                provoke(row)
+        except PermissionError as error:
+            row.fault += f" (left out: {error})"
+        print(" | ".join(row.cells()), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="processes to kill, at least (default: 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    os.environ["METAOPT_DISABLE_PLUGINS"] = "tensorboard,mlflow"
+    import torch
+
+    torch.set_num_threads(1)
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="metaopt-torture-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as root:
+        rows = torture(Path(root), options.kills, options.seed)
+    killed = sum(row.times for row in rows if "killed" in row.fault)
+    table = [HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)]
+    print(f"{datetime.date.today()}, {killed} processes killed, seed {options.seed}\n")
+    print("\n".join(f"| {' | '.join(row)} |" for row in table))
+    return 1 if any(row.lost or row.doubled or row.orphans or row.otherwise for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
