@@ -63,13 +63,14 @@ def sweep(folder: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    """Tell whether a process runs; one that has ended and that nobody has asked after does not."""
     try:
         os.kill(process, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        pass  # it is somebody else's
-    return True
+        return True  # it is somebody else's, or there is no /proc
 
 
 def _remove(folders: Iterable[Path]) -> None:
