@@ -368,7 +368,7 @@ def study_killed(victims: Victims, row: Row, draw: random.Random, kills: int = 1
     for _ in range(kills):
         process = victims.begin(folder)
         time.sleep(draw.uniform(0.0, 1.1 * victims.seconds))
-        if alive(process):
+        if alive(process):  # or ended and not asked after, so that its number is still its own
             os.kill(process, signal.SIGKILL)
             row.times += 1
         end(process)
@@ -383,7 +383,7 @@ def worker_killed(victims: Victims, row: Row, draw: random.Random) -> None:
     time.sleep(draw.uniform(0.1, 1.0) * victims.seconds)
     workers = [number for number in alive(process) if number != process]
     before, written = records(folder), stamp(folder)
-    if workers:
+    with suppress(ProcessLookupError, IndexError):  # of a study that has just ended
         os.kill(draw.choice(workers), signal.SIGKILL)
         row.times += 1
         row.seconds.append(recovered(folder, process, written))
@@ -396,14 +396,13 @@ def worker_frozen(victims: Victims, row: Row, draw: random.Random) -> None:
     time.sleep(draw.uniform(0.1, 1.0) * victims.seconds)
     workers = [number for number in alive(process) if number != process]
     before = records(folder)
-    if workers:
+    with suppress(ProcessLookupError, IndexError):
         frozen = draw.choice(workers)
         os.kill(frozen, signal.SIGSTOP)
         row.times += 1
         time.sleep(0.3)
         written = stamp(folder)
-        with suppress(ProcessLookupError):
-            os.kill(frozen, signal.SIGCONT)
+        os.kill(frozen, signal.SIGCONT)
         row.seconds.append(recovered(folder, process, written))
     judge(victims, folder, row, before, end(process))
 

@@ -28,6 +28,11 @@ def of_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in DISK
 
 
+def plain(text: str) -> str:
+    """Return a text that may come from a stranger's file without what moves a terminal's cursor or recolours it."""
+    return "".join(sign if sign in "\n\t\xa0" or sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     """Say that `name` is not one of the `allowed` names of a `kind`, with the nearest one where one is near."""
     choices = sorted(allowed)

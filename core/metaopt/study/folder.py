@@ -24,7 +24,8 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        refuse_links(folder)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
     except OSError as error:
         _remove(made)
         reason = error.strerror or str(error)
@@ -52,6 +53,16 @@ def _hold(descriptor: int, folder: Path) -> None:
         raise UserError(
             f"another process is running the study in {folder}; wait for it, or give another folder with --output"
         ) from None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError where a run folder, which may be a stranger's, holds a link: nothing outside of it is touched."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link, and a run folder holds plain files and folders; put a copy of what it "
+                "leads to in its place"
+            )
 
 
 def sweep(folder: Path) -> None:

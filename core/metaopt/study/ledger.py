@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import optuna
@@ -265,10 +266,11 @@ def scores_by(path: Path, name: str) -> Path:
 def read_scores(path: Path) -> NDArray[np.float64] | None:
     """Return the scores in a file, (n_tasks,); None where it is missing or damaged."""
     try:
-        scores: NDArray[np.float64] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file:
+            scores = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, BadZipFile):
         return None
-    return scores if scores.ndim == 1 and scores.dtype == np.float64 else None
+    return scores if isinstance(scores, np.ndarray) and scores.ndim == 1 and scores.dtype == np.float64 else None
 
 
 def results(study: optuna.Study) -> list[TrialResult]:

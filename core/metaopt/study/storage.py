@@ -4,8 +4,10 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -88,7 +90,10 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
         try:
             return optuna.storages.get_storage(url)
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error).splitlines()), type(error).__name__).replace(url, "it")
+            with suppress(ValueError):
+                if password := urlsplit(url).password:
+                    reason = reason.replace(password, "***").replace(unquote(password), "***")
             raise UserError(
                 f"--storage: cannot open that storage ({reason}); give a URL such as sqlite:///study.db"
             ) from None
