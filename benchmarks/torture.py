@@ -103,7 +103,8 @@ def _watch(moment: Moment, act: Act, fuse: Path, study: int) -> Callable[..., No
         nonlocal seen
         if event != moment.event or frame.f_code.co_qualname != moment.function:
             return
-        if "metaopt" not in frame.f_code.co_filename or (os.getpid() != study) is not moment.worker:
+        ours = any(name in frame.f_code.co_filename for name in ("metaopt", "safetensors"))
+        if not ours or (os.getpid() != study) is not moment.worker:
             return
         seen += 1
         if seen >= moment.nth:
@@ -260,6 +261,8 @@ class Victims:
             wrong.append("another leaderboard")
         if board["status"] != "finished" or sum(board["trials"].values()) != self.n_trials:
             wrong.append(f"{board['status']}: {board['trials']}")
+        if board["failures"] or len(board["finalists"]) != len(self.board["finalists"]):
+            wrong.append(f"{len(board['finalists'])} finalists, failures {board['failures']}")
         if not (folder / "best" / "weights.safetensors").exists():
             wrong.append("no best model")
         return wrong

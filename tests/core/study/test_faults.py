@@ -102,6 +102,7 @@ WORKER_DIES = {
     "in evaluation": Moment("predict", nth=2, worker=True),
     "between scoring and storing": Moment("Bench.run", "return", worker=True),
     "while it saves weights": Moment("whole", worker=True),
+    "while it scores the winner": Moment("load_file", worker=True),
 }
 
 
