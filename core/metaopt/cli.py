@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaopt import __version__
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, of_disk, plain, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from metaopt.plugins import Registry
 
 INTERRUPTED = 130
+STORAGE = "METAOPT_STORAGE"
+"""The environment variable that holds the URL of a study's storage, where no option gives it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,18 +28,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _leave_out(options.plugin)
+        _keep_password(options)
         command: Callable[[argparse.Namespace], int] = options.command
         code = command(options)
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"metaopt: {error}", file=sys.stderr)  # noqa: T201
+        print(f"metaopt: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:  # before a study began, or after it
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not of_disk(error):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(  # noqa: T201
+            f"metaopt: {where}{error.strerror}; what was finished is kept, so mend the disk and give the same command "
+            "again",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,6 +236,26 @@ def _leave_out(names: Sequence[str]) -> None:
         from metaopt.plugins import LEAVE_OUT
 
         os.environ[LEAVE_OUT] = ",".join(filter(None, [os.environ.get(LEAVE_OUT), *names]))
+
+
+def _keep_password(options: argparse.Namespace) -> None:
+    """Take the storage from the environment where no option gives it; there its password is nobody else's to see."""
+    from urllib.parse import urlsplit
+
+    if not hasattr(options, "storage"):
+        return
+    if options.storage is None:
+        options.storage = os.environ.get(STORAGE)
+        return
+    try:
+        password = urlsplit(options.storage).password
+    except ValueError:  # no URL at all, which opening it will say
+        return
+    if password:
+        raise UserError(
+            "--storage: every user of this machine can read a password on the command line; put the URL into the "
+            f"environment, as {STORAGE}, or the password alone, as PGPASSWORD, and leave it out here"
+        )
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,6 @@
 """The two ways things go wrong: a user's mistake, and a trial that cannot go on."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -17,6 +18,19 @@ class InputError(UserError, ValueError):
 
 class TrialError(Exception):
     """One trial cannot go on (it diverged, say). The trial fails with this reason; the study goes on."""
+
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def of_disk(error: BaseException) -> bool:
+    """Tell whether an error is that a disk is full, cannot be written any more, or fails: no fault of any trial."""
+    return isinstance(error, OSError) and error.errno in DISK
+
+
+def plain(text: str) -> str:
+    """Return a text that may come from a stranger's file without what moves a terminal's cursor or recolours it."""
+    return "".join(sign if sign in "\n\t\xa0" or sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:

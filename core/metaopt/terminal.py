@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from metaopt import tune
+from metaopt.errors import plain
 from metaopt.plugins import LEAVE_OUT
 from metaopt.study.leaderboard import interval, number
 
@@ -33,12 +34,12 @@ class _Console(Console):
 def console(*, stderr: bool = False) -> Console:
     """Return a console that prints texts as they are. Where it is no terminal it breaks no lines."""
     stream = sys.stderr if stderr else sys.stdout
-    plain = not stream.isatty()
-    width = WIDTH if plain else None
+    piped = not stream.isatty()
+    width = WIDTH if piped else None
     return _Console(
         file=stream,
         width=width,
-        soft_wrap=plain,
+        soft_wrap=piped,
         highlight=False,
         markup=False,
         emoji=False,
@@ -143,9 +144,18 @@ def watcher(*, quiet: bool) -> Iterator[Quiet]:
             yield Lines(progress)
 
 
+def _plain(value: Any) -> Any:
+    """Return data with every text in it plain, as those of a stranger's run folder need not be."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
 def show_board(board: Mapping[str, Any], folder: Path) -> None:
     """Print a leaderboard, the winner's pipeline, and where everything is."""
-    out = console()
+    out, board = console(), _plain(board)
     trials = board["trials"]
     out.print()
     out.print(
@@ -284,7 +294,7 @@ def show_answers(found: Mapping[str, Any], output: Path | None) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("name", "label", "probability"):
             table.add_column(column, justify="right" if column == "probability" else "left")
-        for answer in found["answers"]:
+        for answer in _plain(found["answers"]):
             table.add_row(answer["name"], answer["label"], f"{answer['probability']:.3f}")
         out.print(table)
     where = f", written to {output}" if output else ""
@@ -297,7 +307,7 @@ def show_answers(found: Mapping[str, Any], output: Path | None) -> None:
 def show_audit(found: Mapping[str, Any]) -> None:
     """Print what an audit found, and the sum."""
     out, styles = console(), {"failed": "red", "note": "yellow"}
-    for finding in found["findings"]:
+    for finding in _plain(found["findings"]):
         status = finding["status"]
         out.print(f"{status:<7} {finding['what']}: {finding['detail']}", style=styles.get(status))
     count = {status: sum(one["status"] == status for one in found["findings"]) for status in ("ok", "note", "failed")}

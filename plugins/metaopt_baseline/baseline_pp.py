@@ -57,7 +57,7 @@ class BaselinePP(Learner):
         weight = class_means(support, support_y, self.spec.n_way)  # (n_way, n_features)
         for _ in range(self.config.steps):
             # the gradient of cross entropy by its formula: a tenth of the time of automatic differentiation
-            length = weight.norm(dim=1, keepdim=True)
+            length = weight.norm(dim=1, keepdim=True).clamp(min=1e-6)  # a class may have no feature at all
             unit = weight / length
             error = ((self.config.scale * support @ unit.T).softmax(1) - labels) / len(labels)  # (n_support, n_way)
             slope = self.config.scale * error.T @ support  # in the unit vectors, which turn but keep their length

@@ -40,6 +40,7 @@ class Calibration(MetaObjective):
         confidence, answer = scores.softmax(-1).max(-1)  # (n_tasks, n_queries)
         gap = (answer == outcome.query_y).double() - confidence
         bins = self.config.bins
-        bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1  # (0, 1/bins], (1/bins, 2/bins], …
+        filled = confidence.nan_to_num()  # a task that has no confidence has no score, and counts as the worst
+        bin_of = (filled * bins).ceil().clamp(1, bins).long() - 1  # (0, 1/bins], (1/bins, 2/bins], …
         sums = torch.zeros(len(gap), bins, dtype=gap.dtype, device=gap.device).scatter_add(1, bin_of, gap)
         return sums.abs().sum(1) / gap.shape[1]

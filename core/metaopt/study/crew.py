@@ -34,7 +34,7 @@ Hears = Callable[[int, float, tuple[float, ...]], bool]
 LOST = "lost: "
 """Begins the reason of a job whose worker died: it is no fault of the learner until it happens again."""
 GRACE = 10.0
-"""Seconds that an interrupted job in a process of its own has to notice, before that is ended."""
+"""Seconds that an interrupted job in another process has to notice, before that is ended."""
 CHECK = 60.0
 """Seconds that a bench is given to be checked in a process of its own."""
 NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "Unable to allocate")
@@ -77,8 +77,18 @@ class Alone(Crew):
         self.idle, self.busy = 0, 1
 
     def wait(self) -> list[Done]:
-        number = self.job.number
-        done = self.bench.run(self.job, lambda progress, scores: self.report(number, progress, scores), self.stopped)
+        number, fault = self.job.number, list[Exception]()
+
+        def report(progress: float, scores: tuple[float, ...]) -> bool:
+            try:
+                return self.report(number, progress, scores)
+            except Exception as error:  # the storage's fault, which must not be taken for the trial's
+                fault.append(error)
+                return True
+
+        done = self.bench.run(self.job, report, self.stopped)
+        if fault:
+            raise fault[0]
         self.idle, self.busy = 1, 0
         return [done]
 
@@ -131,6 +141,8 @@ class Workers(Crew):
             assert isinstance(link, Connection)
             try:
                 message = link.recv()
+                if isinstance(message, OSError):  # of its disk, which is ours
+                    raise message
                 if not isinstance(message, Done):
                     link.send(self.report(*message))
                     continue
@@ -140,14 +152,13 @@ class Workers(Crew):
                     self._dismiss(link)
             except (EOFError, ConnectionError):
                 finished.append(self._bury(link))
-        if self.isolated:
-            finished += [self._bury(link, reason) for link, reason in list(self._overdue())]
+        finished += [self._bury(link, reason) for link, reason in list(self._overdue())]
         return finished
 
     def close(self) -> None:
         for link, process in self.processes.items():
             link.close()  # an idle worker sees the end of its line
-            process.join(timeout=5)
+            process.join(timeout=0 if self.jobs[link] else 5)  # busy only where the study itself failed
             if process.is_alive() or self.isolated:
                 _end(process)
         self.traces.cleanup()
@@ -169,7 +180,7 @@ class Workers(Crew):
         process = self.processes.pop(link)
         del self.jobs[link]
         link.close()
-        if self.isolated:
+        if self.isolated or process.is_alive():
             _end(process)
         process.join()
         self._hire()
@@ -276,6 +287,7 @@ def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any
     for parents_end in inherited:
         parents_end.close()  # as long as anybody holds it, the line does not end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
+    _mortal(parent)
     torch.set_num_threads(1)
     isolated, me, forked = bench.study.isolation == "process", os.getpid(), multiprocessing.RawValue("b", 0)
     if isolated:
@@ -301,7 +313,11 @@ def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any
                 return bool(link.recv())
 
             with _limited(bench.study.limits.memory):
-                done = bench.run(job, report, stopped)
+                try:
+                    done = bench.run(job, report, stopped)
+                except OSError as error:
+                    link.send(error)
+                    continue
             stopped()
             if isolated:
                 done = _judged(done, bench, bool(forked.value))
@@ -314,8 +330,15 @@ def _alone() -> None:
     """Make this process the head of a session, which can be ended as one, and which ends with the study."""
     if os.name == "posix":
         os.setsid()
+    _mortal(os.getppid())
+
+
+def _mortal(parent: int) -> None:
+    """End this process when its parent does, however that ends, and even while this one is frozen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from metaopt.errors import UserError
+from metaopt.study.folder import refuse_links
 from metaopt.study.storage import JOURNAL, open_storage
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def serve(folder: Path, host: str, port: int, storage: str | None = None) -> Non
         raise UserError(f"{folder}: no {JOURNAL} here; give the folder of a run, such as runs/quickstart")
     from optuna_dashboard import wsgi
 
+    refuse_links(folder)
     app = wsgi(open_storage(folder, storage))
     try:
         server = make_server(host, port, app, handler_class=Silent)

@@ -1,6 +1,7 @@
 """The run folder: one study at a time, by one process at a time."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +24,15 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        refuse_links(folder)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
     except OSError as error:
         _remove(made)
         reason = error.strerror or str(error)
         raise UserError(f"cannot write to the run folder {folder} ({reason}); give another with --output") from None
     try:
         _hold(descriptor, folder)
+        sweep(folder)
         try:
             yield
         except UserError:
@@ -50,6 +53,35 @@ def _hold(descriptor: int, folder: Path) -> None:
         raise UserError(
             f"another process is running the study in {folder}; wait for it, or give another folder with --output"
         ) from None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError where a run folder, which may be a stranger's, holds a link: nothing outside of it is touched."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link, and a run folder holds plain files and folders; put a copy of what it "
+                "leads to in its place"
+            )
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written; see `metaopt.files.whole`."""
+    for litter in folder.rglob(".*.tmp"):
+        if (found := re.fullmatch(r"\..+\.(\d+)\.tmp", litter.name)) and not _runs(int(found[1])):
+            with suppress(OSError):
+                litter.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Tell whether a process runs; one that has ended and that nobody has asked after does not."""
+    try:
+        os.kill(process, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # it is somebody else's, or there is no /proc
 
 
 def _remove(folders: Iterable[Path]) -> None:

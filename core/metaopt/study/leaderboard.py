@@ -10,6 +10,7 @@ import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.study import versions
+from metaopt.study.folder import refuse_links
 from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.study.trial import Bench, TrialResult
 
@@ -18,24 +19,43 @@ if TYPE_CHECKING:
     from metaopt.train import Scores
 
 FILE = "leaderboard.json"
-KEYS = {
-    "study",
-    "status",
-    "seed",
-    "objective",
-    "direction",
-    "search_on",
-    "transductive",
-    "trials",
-    "finalists",
-    "learners",
-    "tested",
-    "failures",
-    "limits",
-    "versions",
-    "seconds",
+MAX_BYTES = 2**26
+_SCORE = {"pool": str, "mean": float, "ci95": float, "tasks": int, "median": (float, None)}
+_ENTRY = {
+    "trial": int,
+    "learner": str,
+    "params": dict,
+    "transductive": bool,
+    "search": _SCORE,
+    "trained_tasks": int,
+    "parameters": int,
 }
-"""What a leaderboard has; later versions may add to it."""
+_APART = {"mean": float, "ci95": float, "p": float, "told_apart": bool}
+SHAPE: dict[str, Any] = {
+    "study": str,
+    "status": str,
+    "seed": int,
+    "objective": str,
+    "direction": str,
+    "search_on": str,
+    "transductive": bool,
+    "trials": {"complete": int, "pruned": int, "failed": int},
+    "finalists": [_ENTRY | {"rank": int, "fresh": (_SCORE, None), "report": (_SCORE, None), "behind": (_APART, None)}],
+    "learners": {...: _ENTRY},
+    "tested": [{"what": str, "trial": int, "tasks": int}],
+    "failures": [{"learner": str, "reason": str, "trials": int}],
+    "limits": {"trials": int, "timeout": (float, None)},
+    "versions": {...: str},
+    "seconds": float,
+    "objectives": ({...: str}, ...),
+    "prefer": (str, ...),
+    "front": ([{"trial": int, "learner": str, "values": {...: float}}], ...),
+}
+"""What a leaderboard has; later versions may add to it.
+
+A pair allows either, and with `...` that a key is not there. As a key `...` stands for every name.
+"""
+KEYS = {key for key, shape in SHAPE.items() if not isinstance(shape, tuple) or ... not in shape}
 
 
 def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
@@ -144,17 +164,50 @@ def build(
 def read(folder: Path) -> dict[str, Any] | None:
     """Return the leaderboard in a run folder; None where there is none. Raises UserError where it is damaged."""
     path = folder / FILE
+    refuse_links(folder)
     try:
-        board = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(board, dict) or KEYS - board.keys():
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        board: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not _fits(board, SHAPE) or not _hangs_together(board):
             raise ValueError("it lacks what a leaderboard has")
+        found: dict[str, Any] = board
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete it and run the study again to make it anew"
         ) from None
-    return board
+    return found
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Tell whether data are of a shape as `SHAPE` gives it."""
+    if isinstance(shape, tuple):
+        return any(_fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if isinstance(shape, dict):
+        within = dict.fromkeys(value, shape[...]) if ... in shape and isinstance(value, dict) else shape
+        return isinstance(value, dict) and all(_fits(value.get(key, ...), one) for key, one in within.items())
+    if shape in {int, float}:
+        return isinstance(value, int | shape) and not isinstance(value, bool)
+    return value is shape if shape in {None, ...} else isinstance(value, shape)
+
+
+def _hangs_together(board: Mapping[str, Any]) -> bool:
+    """Tell whether the parts of a leaderboard that are there belong to each other."""
+    first, *others = board["finalists"] or [None]
+    if board["status"] == "finished" and not (
+        first and all(one["fresh"] and one["report"] for one in (first, *others))
+    ):
+        return False
+    if board["status"] == "finished" and not all(one["behind"] for one in others):
+        return False
+    named = {"objectives", "prefer"} <= board.keys()
+    return "front" not in board or (
+        named and all(board["objectives"].keys() <= one["values"].keys() for one in board["front"])
+    )
 
 
 def number(value: float) -> str:

@@ -1,10 +1,12 @@
 """The study's trials in Optuna's storage: what to try next, what came of it, and what was lost on the way."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import optuna
@@ -257,8 +259,10 @@ def write_scores(path: Path, per_task: Sequence[float], others: Mapping[str, Seq
         path: per_task,
         **{scores_by(path, name): other for name, other in (others or {}).items()},
     }.items():
-        with whole(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, np.array(scores, np.float64), allow_pickle=False)
+        array = io.BytesIO()
+        np.save(array, np.array(scores, np.float64), allow_pickle=False)
+        with whole(file) as temporary:
+            temporary.write_bytes(array.getbuffer())  # numpy itself does not say that a disk is full
 
 
 def _warm(study: Study) -> list[Params]:
@@ -284,10 +288,11 @@ def scores_by(path: Path, name: str) -> Path:
 def read_scores(path: Path) -> NDArray[np.float64] | None:
     """Return the scores in a file, (n_tasks,); None where it is missing or damaged."""
     try:
-        scores: NDArray[np.float64] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file:
+            scores = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, BadZipFile):
         return None
-    return scores if scores.ndim == 1 and scores.dtype == np.float64 else None
+    return scores if isinstance(scores, np.ndarray) and scores.ndim == 1 and scores.dtype == np.float64 else None
 
 
 def results(study: optuna.Study) -> list[TrialResult]:

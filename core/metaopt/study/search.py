@@ -15,10 +15,10 @@ from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.objective import MetaObjective
 from metaopt.study import file, leaderboard, model, strategy, tested, versions
-from metaopt.study.crew import Alone, Crew, Workers
+from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import Preference
 from metaopt.study.folder import owned
-from metaopt.study.ledger import Ledger, write_scores
+from metaopt.study.ledger import ATTEMPTS, Ledger, write_scores
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
@@ -220,6 +220,7 @@ def _finalists(
         _again(bench, result, repeat, n_tasks, folder) for result in chosen for repeat in range(evaluation.repeats)
     ]
     files = {job.seed: job.save_to for job in waiting if job.save_to}
+    again = {job.seed: [job] * (ATTEMPTS - 1) for job in waiting}
     came: dict[int, Done] = {}
     fallen: dict[int, TrialResult] = {}
     while (waiting and not stopped()) or crew.busy:
@@ -230,6 +231,8 @@ def _finalists(
             came[fresh.seed] = done
             if fresh.state == "complete":
                 write_scores(files[fresh.seed].with_suffix(".npy"), done.per_task, done.others)
+            elif _is_lost(fresh) and again[fresh.seed]:
+                waiting.append(again[fresh.seed].pop())
             elif fresh.reason != INTERRUPTED:
                 fallen[fresh.number] = replace(fresh, reason=f"as a finalist: {fresh.reason}")
                 watcher.phase(f"finalist of trial {fresh.number} fell out: {fresh.reason}")
@@ -242,6 +245,11 @@ def _finalists(
     sign = -1 if bench.decisive.direction == "maximize" else 1
     finalists.sort(key=lambda finalist: (sign * bench.decided(finalist.fresh).mean, finalist.search.number))
     return finalists, list(fallen.values())
+
+
+def _is_lost(result: TrialResult) -> bool:
+    """Tell whether a job failed because its worker died, which is no fault of it until it happens again."""
+    return result.reason is not None and result.reason.startswith(LOST)
 
 
 def _refuse_bounds(bench: Bench, results: list[TrialResult]) -> None:
@@ -290,11 +298,15 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
     """Score the winner on test tasks and record it; None where that was interrupted or failed, which joins `fallen`."""
     kept, n_tasks = winner.repeats[0].result, len(winner.fresh.per_task)
     unused = Budget(tasks=1)
-    crew.start(Job(kept.number, kept.params, kept.seed, unused, "test", "report", n_tasks, weights=winner.weights))
-    done: list[Done] = []
-    while crew.busy:
-        done += crew.wait()
-    [scored] = done
+    job = Job(kept.number, kept.params, kept.seed, unused, "test", "report", n_tasks, weights=winner.weights)
+    for _ in range(ATTEMPTS):
+        crew.start(job)
+        done: list[Done] = []
+        while crew.busy:
+            done += crew.wait()
+        [scored] = done
+        if not _is_lost(scored.result):
+            break
     if scored.result.state != "complete":
         if scored.result.reason != INTERRUPTED:
             fallen.append(replace(scored.result, reason=f"as the winner: {scored.result.reason}"))

@@ -1,14 +1,19 @@
 """Where trials are kept: Optuna's journal file with its gaps closed, or any storage that Optuna opens by URL."""
 
+import json
 import os
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, of_disk
 
 try:
     import fcntl
@@ -42,6 +47,34 @@ class MendingLock:
         self.file.close()
 
 
+class CheckedJournal(JournalFileBackend):
+    """Optuna's journal file, each line with its checksum at its end: a flipped bit is noticed and not believed.
+
+    Lines without one are read too, such as those that optuna-dashboard writes; Optuna reads those with one.
+    """
+
+    def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
+        """Write lines."""
+        super().append_logs([log | {"crc": _crc(_line(log)[:-1])} for log in logs])
+
+
+def _line(log: Mapping[str, Any]) -> bytes:
+    return json.dumps(log, separators=(",", ":")).encode()
+
+
+def _crc(beginning: bytes) -> str:
+    return f"{zlib.crc32(beginning):08x}"
+
+
+def _refuse_damage(journal: Path) -> None:
+    """Raise ValueError where a whole line is not as it was written. What a killed writer began is no whole line."""
+    with journal.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            beginning, sign, end = line.rpartition(b',"crc":"')
+            if line.endswith(b"\n") and sign and end != f'{_crc(beginning)}"}}\n'.encode():
+                raise ValueError(f"line {number} is not as it was written")
+
+
 def _cut_torn_line(file: IO[bytes]) -> None:
     whole = end = file.seek(0, os.SEEK_END)
     while whole and (file.seek(whole - 1), file.read(1))[1] != b"\n":
@@ -57,15 +90,21 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
         try:
             return optuna.storages.get_storage(url)
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error).splitlines()), type(error).__name__).replace(url, "it")
+            with suppress(ValueError):
+                if password := urlsplit(url).password:
+                    reason = reason.replace(password, "***").replace(unquote(password), "***")
             raise UserError(
                 f"--storage: cannot open that storage ({reason}); give a URL such as sqlite:///study.db"
             ) from None
     journal = folder / JOURNAL
     try:
-        backend = JournalFileBackend(str(journal), cast(Any, MendingLock(journal)) if fcntl else None)
+        backend = CheckedJournal(str(journal), cast(Any, MendingLock(journal)) if fcntl else None)
+        _refuse_damage(journal)
         return JournalStorage(backend)
     except Exception as error:  # Optuna's reader raises what a damaged journal makes it
+        if of_disk(error):
+            raise
         raise UserError(
             f"{journal}: cannot be read as a journal ({error}); restore it, or give another --output"
         ) from None

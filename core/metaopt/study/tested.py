@@ -20,7 +20,10 @@ def note(folder: Path, what: str, *, trial: int, tasks: int) -> None:
     `folder` may also be the model's own in it. Where there is no record, or it may not be written, that is no error: a
     model may be anywhere.
     """
-    run = next((run for run in (folder, folder.parent) if os.access(run / FILE, os.W_OK)), None)
+    run = next(
+        (run for run in (folder, folder.parent) if os.access(run / FILE, os.W_OK) and not (run / FILE).is_symlink()),
+        None,
+    )
     if run is None:
         return
     line = {"what": what, "trial": trial, "tasks": tasks, "when": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -37,12 +40,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     record: list[dict[str, Any]] = []
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return []
     for line in lines:
         try:
             entry = {key: json.loads(line)[key] for key in ("what", "trial", "tasks")}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
         if entry not in record:
             record.append(entry)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from metaopt import seeds, tune
 from metaopt.augment import Augment
-from metaopt.errors import TrialError, UserError
+from metaopt.errors import TrialError, UserError, of_disk
 from metaopt.executor import Executor, Loop, choose
 from metaopt.files import whole
 from metaopt.learner import Learner
@@ -248,12 +249,14 @@ class Bench:
                     for name, tensor in learner.state_dict().items()
                 }
                 with whole(job.save_to) as temporary:
-                    save_file(tensors, temporary)
+                    temporary.write_bytes(as_bytes(tensors))  # whose errors are those of the disk
         except Stop as stop:
             result = replace(result, state="pruned", reason=str(stop))
         except TrialError as error:
             result = replace(result, reason=str(error))
         except (Exception, SystemExit) as error:  # a learner may raise anything; it costs its trial only
+            if of_disk(error):
+                raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
             result = replace(result, reason=f"{type(error).__name__} at {where}: {_first_line(error)}")

@@ -41,7 +41,7 @@ def kept(folder: Path) -> Mapping[str, str]:
     """Return the versions that a run folder was begun with; nothing where they are not there."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # of an earlier metaopt, or damaged: there is nothing to compare with
     return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
 

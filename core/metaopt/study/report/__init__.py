@@ -203,7 +203,11 @@ def _provenance(folder: Path, board: Board, bench: Bench | None) -> dict[str, An
         ]
         providers = {found.name: found for found in map(bench.registry.provider, used)}
         plugins = [f"{name} ({one.distribution} {one.version})" for name, one in sorted(providers.items())]
-    text = (folder / "study.yaml").read_text(encoding="utf-8") if (folder / "study.yaml").exists() else ""
+    text = (
+        (folder / "study.yaml").read_text(encoding="utf-8", errors="replace")
+        if (folder / "study.yaml").exists()
+        else ""
+    )
     where = shlex.quote(str(folder))
     return {
         "folder": str(folder),

@@ -1,0 +1,366 @@
+"""Studies are killed, frozen, and their disks filled: nothing that was finished is lost or counted twice."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are provoked by Linux's own means")
+
+HERE = Path(__file__).parents[3] / "benchmarks" / "torture.py"
+spec = importlib.util.spec_from_file_location("torture", HERE)
+assert spec
+assert spec.loader
+torture: Any = importlib.util.module_from_spec(spec)
+sys.modules["torture"] = torture
+spec.loader.exec_module(torture)
+Moment = torture.Moment
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder in memory where there is one: a study writes to its disk some seventy times, and waits."""
+    torch.set_num_threads(1)
+    memory = Path("/dev/shm")
+    folder = tmp_path_factory.mktemp("faults")
+    if os.access(memory, os.W_OK):
+        folder = memory / f"metaopt-faults-{os.getpid()}"
+        folder.mkdir()
+    before = os.environ.get("METAOPT_DISABLE_PLUGINS")
+    os.environ["METAOPT_DISABLE_PLUGINS"] = "tensorboard,mlflow"
+    yield folder
+    os.environ.pop("METAOPT_DISABLE_PLUGINS")
+    if before is not None:
+        os.environ["METAOPT_DISABLE_PLUGINS"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path) -> Any:
+    """Return studies that run in one process."""
+    (home / "alone").mkdir()
+    return torture.Victims(home / "alone")
+
+
+@pytest.fixture(scope="module")
+def two(home: Path) -> Any:
+    """Return studies that have two workers."""
+    (home / "two").mkdir()
+    return torture.Victims(home / "two", workers=2)
+
+
+def goes_on(victims: Any, folder: Path) -> None:
+    """Go on with a study that was disturbed; it ends as if it had not been."""
+    before = torture.records(folder)
+    assert torture.end(victims.begin(folder)) == 0, victims.said(folder)
+    assert victims.whole(folder) == []
+    assert (victims.lost(before, folder), victims.doubled(folder)) == (0, 0)
+
+
+# Killed
+
+STUDY_DIES = {
+    "before anything": Moment("Ledger.__init__"),
+    "while it stores the study": Moment("CheckedJournal.append_logs", "return", 2),
+    "while it chooses": Moment("CheckedJournal.append_logs", "call", 15),
+    "in meta-training": Moment("Learner.outer_step", nth=3),
+    "in evaluation": Moment("predict", nth=4),
+    "between scoring and storing": Moment("Ledger.tell", nth=2),
+    "between scores and result": Moment("write_scores", "return", 3),
+    "between result and state": Moment("Ledger._close", nth=3),
+    "after the last trial": Moment("_finalists"),
+    "between a finalist's weights and scores": Moment("write_scores", nth=5),
+    "before the report": Moment("_report"),
+    "before best/": Moment("save"),
+    "in the middle of best/": Moment("_write_config"),
+    "after best/": Moment("_put", "return"),
+    "while it writes the leaderboard": Moment("_sync_folder", nth=12),
+}
+
+
+@pytest.mark.parametrize("moment", STUDY_DIES.values(), ids=STUDY_DIES)
+def test_a_study_that_is_killed_goes_on_as_if_it_had_not_been(alone: Any, moment: Any) -> None:
+    folder = alone.folder()
+    assert torture.end(alone.begin(folder, moment)) == -signal.SIGKILL, alone.said(folder)
+    goes_on(alone, folder)
+
+
+WORKER_DIES = {
+    "in meta-training": Moment("Learner.outer_step", nth=2, worker=True),
+    "in evaluation": Moment("predict", nth=2, worker=True),
+    "between scoring and storing": Moment("Bench.run", "return", worker=True),
+    "while it saves weights": Moment("whole", worker=True),
+    "while it scores the winner": Moment("load_file", worker=True),
+}
+
+
+@pytest.mark.parametrize("moment", WORKER_DIES.values(), ids=WORKER_DIES)
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(two: Any, moment: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, moment)
+    assert torture.end(process) == 0, two.said(folder)
+    assert two.acted(folder)
+    assert torture.gone(process, within=5)
+    goes_on(two, folder)
+
+
+@pytest.mark.parametrize("moment", WORKER_DIES.values(), ids=WORKER_DIES)
+def test_a_study_that_is_killed_leaves_no_worker_behind_and_goes_on(two: Any, moment: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, moment, torture.kill_study)
+    assert torture.end(process) == -signal.SIGKILL, two.said(folder)
+    assert torture.gone(process, within=5)
+    goes_on(two, folder)
+
+
+def test_a_study_that_is_killed_while_a_worker_is_frozen_leaves_nothing_running(two: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, Moment("Learner.outer_step", worker=True), torture.freeze)
+    torture.until(lambda: two.acted(folder))
+    os.kill(process, signal.SIGKILL)
+    assert torture.end(process) == -signal.SIGKILL
+    assert torture.gone(process, within=5)
+    goes_on(two, folder)
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_a_study_after_what_is_under_way_and_it_goes_on(
+    alone: Any, two: Any, name: str, workers: int
+) -> None:
+    victims = alone if workers == 1 else two
+    folder = victims.folder()
+    act = partial(torture.signalled, getattr(signal, name))
+    process = victims.begin(folder, Moment("Ledger.tell", nth=2), act)
+    assert torture.end(process) == 130, victims.said(folder)
+    assert "finishing; once more ends at once" in victims.said(folder)
+    assert victims.leaderboard(folder)["status"] == "interrupted"
+    assert torture.gone(process, within=5)
+    goes_on(victims, folder)
+
+
+def test_ctrl_c_twice_ends_a_study_at_once_and_it_goes_on(two: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, Moment("Ledger.tell", nth=2), partial(torture.signalled, signal.SIGINT, 2))
+    assert torture.end(process) == 130, two.said(folder)
+    assert not (folder / "leaderboard.json").exists()
+    assert torture.gone(process, within=5)
+    goes_on(two, folder)
+
+
+# Frozen
+
+
+def test_a_worker_that_is_frozen_and_woken_does_its_trial_once(two: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, Moment("predict", worker=True), torture.freeze)
+    torture.until(lambda: two.acted(folder))
+    time.sleep(0.3)
+    torture.wake(process)
+    assert torture.end(process) == 0, two.said(folder)
+    assert two.whole(folder) == []
+    assert two.doubled(folder) == 0
+
+
+def test_ctrl_c_ends_a_study_whose_worker_is_frozen(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt.study import crew
+
+    monkeypatch.setattr(crew, "GRACE", 0.3)
+    folder = two.folder()
+    process = two.begin(folder, Moment("Learner.outer_step", worker=True), torture.freeze)
+    torture.until(lambda: two.acted(folder))
+    os.kill(process, signal.SIGINT)
+    assert torture.end(process) == 130, two.said(folder)
+    assert torture.gone(process, within=5)
+    goes_on(two, folder)
+
+
+# A full disk
+
+
+@pytest.fixture
+def disk(home: Path) -> Iterator[Path]:
+    try:
+        with torture.small_disk(home / "disk") as folder:
+            yield folder
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+FULL = {
+    "while it stores the study": Moment("CheckedJournal.append_logs", nth=2),
+    "while it stores a trial": Moment("CheckedJournal.append_logs", nth=20),
+    "while a trial reports": Moment("Ledger.report", nth=2),
+    "while it stores scores": Moment("write_scores", nth=2),
+    "while it saves weights": Moment("_finalists"),
+    "while it stores a finalist's scores": Moment("write_scores", nth=5),
+    "while it stores the report's scores": Moment("write_scores", nth=7),
+    "while it writes best/": Moment("save"),
+    "while it writes the leaderboard": Moment("_put", "return"),
+}
+
+
+@pytest.mark.parametrize("moment", FULL.values(), ids=FULL)
+def test_a_disk_that_is_full_ends_a_study_in_a_sentence_and_it_goes_on_where_there_is_room(
+    alone: Any, disk: Path, moment: Any
+) -> None:
+    folder = disk / "run"
+    code = torture.end(alone.begin(folder, moment, partial(torture.fill, disk)))
+    [sentence] = alone.said(folder).splitlines()
+    assert (code, sentence.count("No space left on device")) == (2, 1), sentence
+    assert sentence.startswith("metaopt: ")
+    assert sentence.endswith("what was finished is kept, so mend the disk and give the same command again")
+    (disk / "filler").unlink()
+    goes_on(alone, folder)
+
+
+def test_a_worker_whose_disk_is_full_ends_the_study_in_a_sentence_too(two: Any, disk: Path) -> None:
+    folder = disk / "run"
+    process = two.begin(folder, Moment("whole", worker=True), partial(torture.fill, disk))
+    assert torture.end(process) == 2, two.said(folder)
+    assert "No space left on device" in two.said(folder)
+    assert len(two.said(folder).splitlines()) == 1
+    assert torture.gone(process, within=5)
+    (disk / "filler").unlink()
+    goes_on(two, folder)
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 5000])
+def test_a_report_is_written_whole_or_not_at_all(alone: Any, disk: Path, room: int) -> None:
+    folder = shutil.copytree(alone.root / "whole", disk / "run")
+    (folder / "report.html").write_text("the old one")
+    torture.fill(disk, but=room)
+    process = torture.begin(["study", "report", folder], alone.root / "report.out")
+    assert torture.end(process) == 2
+    assert "No space left on device" in (alone.root / "report.out").read_text()
+    assert (folder / "report.html").read_text() == "the old one"
+    assert not list(folder.glob(".*.tmp"))
+
+
+# A disk that cannot be written
+
+
+def test_a_run_folder_on_a_read_only_disk_is_refused_and_can_be_read(alone: Any, disk: Path) -> None:
+    folder = shutil.copytree(alone.root / "whole", disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    out = alone.root / "read-only.out"
+
+    def run(*arguments: Any) -> tuple[int, str]:
+        return torture.end(torture.begin(list(arguments), out)), out.read_text()
+
+    code, said = run("study", "run", alone.file, "--output", folder, "--set=trials=9")
+    assert (code, said) == (
+        2,
+        f"metaopt: cannot write to the run folder {folder} (Read-only file system); give another with --output\n",
+    )
+    code, said = run("study", "report", folder)
+    assert (code, "Read-only file system" in said, len(said.splitlines())) == (2, True, 1)
+    for command in (["study", "show"], ["study", "audit"], ["evaluate", "--tasks=20"]):
+        code, said = run(*command, folder)
+        assert code == 0, said
+    code, said = run("study", "report", folder, "--output", alone.root / "report.html")
+    assert code == 0, said
+
+
+# A damaged journal
+
+
+def test_whatever_bit_of_a_journal_is_flipped_the_study_ends_as_it_would_have_or_is_refused(alone: Any) -> None:
+    draw = random.Random(0)
+    journal = (alone.root / "whole" / "journal.log").read_bytes()
+    outcomes = set()
+    for _ in range(12):
+        folder = shutil.copytree(alone.root / "whole", alone.folder())
+        (folder / "leaderboard.json").unlink()  # otherwise it is over
+        place, bit = draw.randrange(len(journal)), draw.randrange(8)
+        spoilt = bytearray(journal)
+        spoilt[place] ^= 1 << bit
+        (folder / "journal.log").write_bytes(spoilt)
+        code = torture.end(alone.begin(folder))
+        said = alone.said(folder)
+        if code == 0:
+            assert alone.whole(folder) == []
+        else:
+            assert code == 2, said
+            assert said.startswith(f"metaopt: {folder / 'journal.log'}: cannot be read as a journal (")
+            assert len(said.splitlines()) == 1
+            assert (folder / "journal.log").read_bytes() == spoilt, "it is left to be restored"
+        outcomes.add(code)
+    assert 2 in outcomes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_journal_that_was_cut_short_goes_on_from_there_to_the_same_end(alone: Any, share: float) -> None:
+    folder = shutil.copytree(alone.root / "whole", alone.folder())
+    (folder / "leaderboard.json").unlink()
+    journal = (folder / "journal.log").read_bytes()
+    (folder / "journal.log").write_bytes(journal[: int(share * len(journal))])
+    goes_on(alone, folder)
+
+
+# Two at once, and a clock that jumps
+
+
+def test_of_two_who_start_a_study_at_once_one_is_refused(alone: Any) -> None:
+    folder = alone.folder()
+    meet = torture.rendezvous(2)
+    processes = [
+        torture.begin(alone.arguments(folder), alone.root / f"user{number}.out", Moment("owned"), meet)
+        for number in range(2)
+    ]
+    codes = [torture.end(process) for process in processes]
+    assert sorted(codes) == [0, 2]
+    said = (alone.root / f"user{codes.index(2)}.out").read_text()
+    assert said.startswith(f"metaopt: another process is running the study in {folder}; wait for it, or give another")
+    assert alone.whole(folder) == []
+    assert alone.doubled(folder) == 0
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+static int calls = 0;
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(clock, now);
+    if (clock == CLOCK_REALTIME && ++calls % 3 == 0) now->tv_sec += calls % 2 ? 90000 : -90000;
+    return code;
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_a_wall_clock_that_jumps_by_a_day_changes_nothing(alone: Any, tmp_path: Path) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    library = tmp_path / "clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
+    env = os.environ | {"LD_PRELOAD": str(library)}
+    days = subprocess.run(
+        [sys.executable, "-c", "import time; t = [time.time() for _ in range(9)]; print(max(t) - min(t))"],
+        env=env, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    assert float(days.stdout) > 86400, "the clock does jump"
+    folder = alone.folder()
+    command = [sys.executable, "-m", "metaopt", *map(str, alone.arguments(folder)), "--timeout=60s"]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    board = json.loads(ran.stdout)
+    assert 0 < board["seconds"] < 60
+    assert torture.timeless(board)["finalists"] == alone.board["finalists"]
