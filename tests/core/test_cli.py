@@ -73,9 +73,16 @@ def timeless(board: Any) -> Any:
 
 
 def metaopt(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
-    """Start a command in a process of its own."""
+    """Start a command in a process of its own, which hears Ctrl-C even where these tests run in the background."""
     command = [sys.executable, "-m", "metaopt", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no thread runs here
+        **options,
+    )
 
 
 # Starting

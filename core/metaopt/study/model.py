@@ -174,7 +174,11 @@ def load_with_bench(folder: Path, registry: Registry, device: torch.device) -> t
     folder = _folder(folder)
     config, tensors = _read(folder, device)
     bench = Bench(_resolved(folder, config["study"], config, registry), registry, device)
-    return _with_weights(folder, bench.study, bench.drawn(config["params"]), config, tensors).to(device), bench, config
+    try:
+        spec = bench.drawn(config["params"])
+    except (AttributeError, TypeError) as error:
+        raise _misfit(folder, error) from None
+    return _with_weights(folder, bench.study, spec, config, tensors).to(device), bench, config
 
 
 def card(config: Mapping[str, Any]) -> str:
