@@ -1,6 +1,5 @@
 """The ledger knows what was tried: nothing is lost, counted twice or tried in another order, whoever dies."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from scipy.stats import kstest  # type: ignore[import-untyped]
 
 from metaopt import plugins, seeds
 from metaopt.errors import UserError
+from metaopt.files import write_json
 from metaopt.study import leaderboard
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
@@ -231,22 +231,17 @@ def test_several_trials_that_ran_at_once_are_all_taken_up_before_new_ones(ledger
 # Warm start
 
 
-def earlier(folder: Path, params: Params) -> str:
-    board = dict.fromkeys(leaderboard.KEYS) | {
-        "learners": {params["learner"]: {"params": params}, "gone": {"params": {}}}
-    }
-    folder.mkdir()
-    (folder / leaderboard.FILE).write_text(json.dumps(board))
-    return str(folder)
-
-
 def test_what_earlier_studies_found_is_tried_after_the_defaults_moved_into_the_ranges(
     ledger: Callable[..., Ledger], tmp_path: Path
 ) -> None:
-    found = {"learner": "maml", "encoder": "conv4", "maml.inner_lr": 1.0, "maml.inner_steps": 4, "mlp.width": 999}
-    runs = [earlier(tmp_path / "before", found)]
+    finish(before := ledger("before", learners=["maml", "anil"]), 2)
+    board = leaderboard.build(before.bench, before.results, [], [], None, 1.0, "interrupted")
+    found = board["learners"]["maml"]["params"]
+    found |= {"encoder": "conv4", "maml.inner_lr": 1.0, "maml.inner_steps": 4}
+    del found["outer.lr"]
+    write_json(tmp_path / "before" / leaderboard.FILE, board)
     narrow = {"reptile": None, "maml": {"inner_lr": {"low": 0.01, "high": 0.5}}, "finetune": None}
-    jobs = finish(book := ledger(learners=narrow, warm_start=runs), 4)
+    jobs = finish(book := ledger(learners=narrow, warm_start=[str(tmp_path / "before")]), 4)
     assert [job.params["learner"] for job in jobs] == ["reptile", "maml", "finetune", "maml"]
     tried, default = jobs[3].params, book.bench.study.space.default("maml")
     assert (tried["maml.inner_lr"], tried["maml.inner_steps"], tried["encoder"]) == (0.5, 4, "mlp")
