@@ -235,7 +235,8 @@ def test_what_earlier_studies_found_is_tried_after_the_defaults_moved_into_the_r
     ledger: Callable[..., Ledger], tmp_path: Path
 ) -> None:
     finish(before := ledger("before", learners=["maml", "anil"]), 2)
-    board = leaderboard.build(before.bench, before.results, [], [], None, 1.0, "interrupted")
+    ended = [replace(result, ci95=0.1, median=0.5) for result in before.results]
+    board = leaderboard.build(before.bench, ended, [], [], None, 1.0, "interrupted")
     found = board["learners"]["maml"]["params"]
     found |= {"encoder": "conv4", "maml.inner_lr": 1.0, "maml.inner_steps": 4}
     del found["outer.lr"]
