@@ -30,7 +30,7 @@ from metaopt.errors import UserError
 from metaopt.study.space import Params, Space
 
 STRATEGIES = ("bandit", "joint")
-"""The first is the default, as it finds better trials sooner: see benchmarks/search.py."""
+"""The first is the default: the two do alike (benchmarks/search.py), and it gives any sampler one space a learner."""
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=10),
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=10),
