@@ -72,13 +72,16 @@ def test_a_report_is_drawn_on_wide_and_narrow_screens_by_day_and_night(
 
 
 def test_a_page_follows_its_reader_into_the_dark(browser: Any, page: Path) -> None:
-    colours = []
-    SCREENSHOTS.show(browser, page, width=1200)
-    for scheme in ("light", "dark"):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def coloured(scheme: str) -> str:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        colours.append(browser.execute_script("return document.querySelector('.xtick text').style.fill"))
-    assert colours[0] != colours[1]
+        return str(browser.execute_script("return document.querySelector('.xtick text').style.fill"))
+
+    SCREENSHOTS.show(browser, page, width=1200)
+    light = coloured("light")
+    WebDriverWait(browser, 30).until(lambda _: coloured("dark") != light)  # figures are drawn anew in a moment
 
 
 def test_a_thousand_trials_are_drawn(browser: Any, large_page: Path) -> None:
