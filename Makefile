@@ -16,7 +16,7 @@ help:
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
-	@echo "make bench-search measure docs/results/search: strategies on surrogates, half an hour with SMAC3"
+	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make story      measure docs/results/story, three minutes"
@@ -74,7 +74,6 @@ screenshots: .venv/dev
 	$(BIN)/python docs/screenshots.py
 
 bench-search: .venv/metaopt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt smac
 	$(BIN)/python -W ignore benchmarks/search.py --json docs/results/search.json
 
 bench: .venv/metaopt

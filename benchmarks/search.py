@@ -15,10 +15,11 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import make_dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -72,22 +73,29 @@ class World:
             of = dict(zip("abc", costs - costs.min(), strict=True))
             options = sorted(of, key=of.__getitem__) if self.rng.uniform() < 0.5 else list(of)  # the default is first
             return tune.choice(*options), lambda params: weight * of[params[name]]
-        if kind == "real":
-            declared, position = tune.real(0.0, 1.0, default=default), lambda value: value
-        elif kind == "log":
-            declared = tune.real(1e-4, 1.0, log=True, default=10 ** (4 * (default - 1)))
-            position = lambda value: 1 + math.log10(value) / 4  # noqa: E731 - one of three
-        else:
-            declared, position = tune.integer(0, 10, default=round(10 * default)), lambda value: value / 10
-        return declared, lambda params: weight * min(1.0, 1.5 * abs(position(params[name]) - best) ** 1.5)
+        declared = {
+            "real": tune.real(0.0, 1.0, default=default),
+            "log": tune.real(1e-4, 1.0, log=True, default=10 ** (4 * (default - 1))),
+            "integer": tune.integer(0, 10, default=round(10 * default)),
+        }[kind]
+        return declared, lambda params: weight * min(1.0, 1.5 * abs(_position(kind, params[name]) - best) ** 1.5)
 
     def truth(self, params: Params) -> float:
         ceiling, losses = self.parts[params["learner"]]
         return ceiling - sum(loss(params) for loss in losses.values())
 
 
-def by_optuna(make: Callable[[int, Space], BaseSampler], *, defaults: bool) -> Callable[[World, int], Iterator[Params]]:
-    def trials(world: World, seed: int) -> Iterator[Params]:
+def _position(kind: str, value: float) -> float:
+    """Return where a value lies in its range, from 0 to 1."""
+    return {"real": value, "log": 1 + math.log10(value) / 4 if value > 0 else 0.0, "integer": value / 10}[kind]
+
+
+Trials = Generator[Params, float, None]
+"""Yields what to try and is sent its score."""
+
+
+def by_optuna(make: Callable[[int, Space], BaseSampler], *, defaults: bool) -> Callable[[World, int], Trials]:
+    def trials(world: World, seed: int) -> Trials:
         search = optuna.create_study(direction="maximize", sampler=make(seed, world.space))
         for learner in world.space.learners if defaults else ():
             search.enqueue_trial(world.space.searched(world.space.default(learner)))
@@ -99,7 +107,7 @@ def by_optuna(make: Callable[[int, Space], BaseSampler], *, defaults: bool) -> C
     return trials
 
 
-def by_smac(world: World, seed: int) -> Iterator[Params]:
+def by_smac(world: World, seed: int) -> Trials:
     """SMAC3's facade for hyperparameters, with its own initial design."""
     import ConfigSpace
     from smac import HyperparameterOptimizationFacade, Scenario
@@ -120,29 +128,29 @@ def by_smac(world: World, seed: int) -> Iterator[Params]:
                     one = ConfigSpace.Float(full, (parameter.low, parameter.high), log=parameter.log)
             space.add(one)
             space.add(ConfigSpace.EqualsCondition(one, learner, name))
-    scenario = Scenario(
-        space, deterministic=True, n_trials=max(LOOKS) + 1, seed=seed, output_directory=Path("/tmp/smac3")
-    )
-    smac = HyperparameterOptimizationFacade(scenario, lambda config, seed: 0.0, overwrite=True, logging_level=False)
-    while True:
-        info = smac.ask()
-        score = yield dict(info.config)
-        smac.tell(info, TrialValue(cost=-score))
+    with TemporaryDirectory() as folder:
+        scenario = Scenario(
+            space, deterministic=True, n_trials=max(LOOKS) + 1, seed=seed, output_directory=Path(folder)
+        )
+        smac = HyperparameterOptimizationFacade(scenario, lambda config, seed: 0.0, overwrite=True, logging_level=False)
+        while True:
+            info = smac.ask()
+            score = yield dict(info.config)
+            smac.tell(info, TrialValue(cost=-score))
 
 
-STRATEGIES: dict[str, Callable[[World, int], Iterator[Params]]] = {
+STRATEGIES: dict[str, Callable[[World, int], Trials]] = {
     "random search": by_optuna(lambda seed, space: RandomSampler(seed=seed), defaults=False),
     "Optuna's TPE": by_optuna(lambda seed, space: TPESampler(seed=seed), defaults=False),
     "Optuna's TPE, defaults first": by_optuna(lambda seed, space: TPESampler(seed=seed), defaults=True),
     "metaopt joint": by_optuna(lambda seed, space: Joint(seed, space.settled()), defaults=True),
     "metaopt bandit": by_optuna(Bandit, defaults=True),
-    "metaopt bandit, gp": by_optuna(lambda seed, space: Bandit(seed, space, "gp"), defaults=True),
 }
 if find_spec("smac"):
     STRATEGIES["SMAC3"] = by_smac
 
 
-def regrets(strategy: Callable[[World, int], Iterator[Params]], seed: int) -> list[float]:
+def regrets(strategy: Callable[[World, int], Trials], seed: int) -> list[float]:
     """Return the regret at each look, in points."""
     world, noise = World(seed), np.random.default_rng(seed + 10**6)
     trials, best, found = strategy(world, seed), (-math.inf, -math.inf), []
@@ -153,7 +161,7 @@ def regrets(strategy: Callable[[World, int], Iterator[Params]], seed: int) -> li
         best = max(best, (score, truth))
         if number in LOOKS:
             found.append(world.best - best[1])
-        params = trials.send(score)  # type: ignore[attr-defined]
+        params = trials.send(score)
     return found
 
 

@@ -86,7 +86,7 @@ def begin(arguments: list[str | Path], out: Path, moment: Moment | None = None, 
         from metaopt.cli import main
 
         code = main([str(argument) for argument in arguments])
-    except BaseException:
+    except BaseException:  # whatever ends this copy of the process is told, and never goes on as the parent
         import traceback
 
         traceback.print_exc()
@@ -214,7 +214,6 @@ class Victims:
 
     def _command(self, folder: Path) -> None:
         from metaopt import cli
-        from metaopt.study import model  # noqa: F401
 
         assert cli.main([str(part) for part in self.arguments(folder)]) == 0
 

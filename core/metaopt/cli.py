@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"metaopt: {plain(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"metaopt: {plain(str(error))}", file=sys.stderr)  # noqa: T201 - what a command says
         return 2
     except KeyboardInterrupt:  # before a study began, or after it
         return INTERRUPTED
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not of_disk(error):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(  # noqa: T201
+        print(  # noqa: T201 - what a command says
             f"metaopt: {where}{error.strerror}; what was finished is kept, so mend the disk and give the same command "
             "again",
             file=sys.stderr,
@@ -307,8 +307,8 @@ def _study_run(options: argparse.Namespace) -> int:
         raise UserError(f"{path}: {error}") from None
     folder = options.output or Path("runs") / study.name
     if raw and not options.quiet:
-        print(propose.about(raw, path, bench.sampler), file=sys.stderr)  # noqa: T201
-        print(f"the study file is {folder / 'study.yaml'}", file=sys.stderr)  # noqa: T201
+        print(propose.about(raw, path, bench.sampler), file=sys.stderr)  # noqa: T201 - what a command says
+        print(f"the study file is {folder / 'study.yaml'}", file=sys.stderr)  # noqa: T201 - what a command says
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
         board = search.run(
             bench,
@@ -631,7 +631,7 @@ def _first_comment(path: Path) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201 - what a command says
 
 
 class _Interrupt:

@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+# scikit-learn has no types: hence what is ignored here, and of the classes made from its own.
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin  # type: ignore[import-untyped]
 from sklearn.utils import assert_all_finite  # type: ignore[import-untyped]
 from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]

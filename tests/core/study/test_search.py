@@ -20,7 +20,8 @@ import torch
 
 from metaopt import plugins, seeds
 from metaopt.errors import UserError
-from metaopt.study import audit, leaderboard
+from metaopt.study import audit, leaderboard, search
+from metaopt.study.crew import Alone
 from metaopt.study.file import resolve
 from metaopt.study.ledger import ATTEMPTS
 from metaopt.study.search import run
@@ -813,3 +814,34 @@ def test_bounds_that_no_trial_keeps_are_refused_and_every_trial_is_kept(lab: Any
         study(tmp_path / "a", **SEVERAL, prefer="accuracy, log_loss<=-1")
     assert len(results(tmp_path / "a")) == 8
     assert study(tmp_path / "a", **SEVERAL)["status"] == "finished"
+
+
+# Finalists in what time is left
+
+
+class Hears(Quiet):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def phase(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("left", "finalists", "n_tasks"),
+    [(1000.0, 3, 1000), (60.0, 2, 1000), (42.0, 1, 1000), (20.0, 1, 452), (1.0, 1, 100)],
+)
+def test_finalists_are_as_many_and_scored_on_as_many_tasks_as_there_is_time_for(
+    lab: Any, left: float, finalists: int, n_tasks: int
+) -> None:
+    bench = bench_of(evaluation={"tasks": 200, "finalists": 3, "report_tasks": 1000})
+    # Ten seconds of training, and ten of scoring fresh tasks, for each; ten of the report for the winner; 5 % to spare.
+    trials = [
+        TrialResult(n, "complete", "toy", {}, n, seconds=12.0, evaluation_seconds=2.0, tasks=200) for n in range(3)
+    ]
+    watcher = Hears()
+    crew = Alone(bench, lambda *heard: False, lambda: False)
+    chosen, tasks = search._fitting(bench, trials, crew, watcher, left)
+    assert (len(chosen), tasks) == (finalists, n_tasks)
+    assert chosen == trials[:finalists], "the best of them"
+    assert bool(watcher.said) == ((finalists, n_tasks) != (3, 1000))
