@@ -26,8 +26,10 @@ _ENTRY = {
     "learner": str,
     "params": dict,
     "transductive": bool,
+    "idle": ([str], ...),
     "search": _SCORE,
     "trained_tasks": int,
+    "cpu_seconds": float,
     "parameters": int,
 }
 _APART = {"mean": float, "ci95": float, "p": float, "told_apart": bool}
