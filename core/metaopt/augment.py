@@ -7,10 +7,11 @@ drawn for each. Every part is off by default; a study searches those that it nam
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d
+from torch.nn.functional import grid_sample, interpolate
 
 from metaopt import tune
 from metaopt.errors import UserError
@@ -135,17 +136,45 @@ class Augment:
             if common is not None:
                 linear = linear @ common
             offset = uniform(2 * self.shift, 2, 1)  # the picture is 2 wide: from -1 to 1
-            grid = affine_grid(torch.cat([linear, offset], 2), list(x.shape), align_corners=False)
+            moves = [linear, offset]
             if self.elastic:
-                nodes = 2 * self.elastic * torch.randn(n, 2, GRID, GRID, generator=generator)
-                smooth = interpolate(nodes, x.shape[2:], mode="bicubic", align_corners=True)
-                grid = grid + smooth.permute(0, 2, 3, 1)
-            x = grid_sample(x, grid.to(x), align_corners=False)
+                moves.append(2 * self.elastic * torch.randn(n, 2, GRID**2, generator=generator))
+            grid = torch.cat(moves, 2) @ _basis(*x.shape[2:])[: sum(part.shape[2] for part in moves)]  # (n, 2, pixels)
+            x = grid_sample(x, grid.view(n, 2, *x.shape[2:]).permute(0, 2, 3, 1).to(x), align_corners=False)
         if self.stroke:
             share = uniform(self.stroke, 1, 1, 1).to(x)
-            thick, thin = max_pool2d(x, 3, 1, 1), -max_pool2d(-x, 3, 1, 1)
-            x = x + share.clamp(min=0) * (thick - x) - share.clamp(max=0) * (thin - x)
+            up, down = share.flatten() > 0, share.flatten() < 0
+            widened = x.clone()
+            widened[up] += share[up] * (_dilated(x[up]) - x[up])
+            widened[down] -= share[down] * (-_dilated(-x[down]) - x[down])
+            x = widened
         return x
+
+
+@cache
+def _basis(height: int, width: int) -> Tensor:
+    """Return by what the numbers of a move are multiplied to say where each pixel comes from, (3 + GRID², pixels).
+
+    The first two stand for the pixel's own place, from -1 to 1, the third for an offset, and the others for a node each
+    of the coarse grid, between which a bicubic spline is laid. One product does it for all pictures, as sampling and
+    adding grids one by one takes ten times as long.
+    """
+    down, across = ((2 * torch.arange(side) + 1) / side - 1 for side in (height, width))
+    place = torch.stack([across.expand(height, -1), down[:, None].expand(-1, width), torch.ones(height, width)])
+    nodes = torch.eye(GRID**2).view(-1, 1, GRID, GRID)
+    smooth = interpolate(nodes, (height, width), mode="bicubic", align_corners=True)[:, 0]
+    return torch.cat([place, smooth]).flatten(1)
+
+
+def _dilated(x: Tensor) -> Tensor:
+    """Return pictures (n, channels, height, width) with the brightest of the 3 × 3 pixels around each in its place."""
+    for side in (2, 3):
+        most, length = x.clone(), x.shape[side]
+        after, before = most.narrow(side, 1, length - 1), most.narrow(side, 0, length - 1)
+        torch.maximum(after, x.narrow(side, 0, length - 1), out=after)
+        torch.maximum(before, x.narrow(side, 1, length - 1), out=before)
+        x = most
+    return x
 
 
 def _common(n_tasks: int, slant: float, stretch: float, generator: Generator) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, interpolate, max_pool2d
 
-from metaopt.augment import DIHEDRAL, PICTURES, Augment
+from metaopt.augment import DIHEDRAL, GRID, PICTURES, Augment, _basis, _dilated
 from metaopt.errors import UserError
 from metaopt.task import Examples, TaskBatch
 from metaopt.tune import declared, extremes
@@ -201,3 +202,26 @@ def test_turns_need_square_pictures() -> None:
         Augment(turn="task").check((1, 8, 9))
     Augment(rotate=10.0, noise=0.1).check((1, 8, 9))
     Augment(noise=0.1, dropout=0.1).check((5,))
+
+
+# The mathematics of one resampling
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_one_product_gives_the_places_of_an_affine_map_and_of_a_spline_over_the_coarse_grid(
+    height: int, width: int, seed: int
+) -> None:
+    draw = Generator().manual_seed(seed)
+    affine, nodes = torch.randn(3, 2, 3, generator=draw), torch.randn(3, 2, GRID, GRID, generator=draw)
+    found = (torch.cat([affine, nodes.flatten(2)], 2) @ _basis(height, width)).view(3, 2, height, width)
+    smooth = interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+    expected = affine_grid(affine, [3, 1, height, width], align_corners=False).permute(0, 3, 1, 2) + smooth
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_dilation_is_a_maximum_over_three_by_three_pixels(height: int, width: int, seed: int) -> None:
+    x = torch.randn(2, 1, height, width, generator=Generator().manual_seed(seed))
+    assert torch.equal(_dilated(x), max_pool2d(x, 3, 1, 1))
