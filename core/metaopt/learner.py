@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -55,6 +56,8 @@ class Learner(nn.Module):
     config: Any
     augment: Augment = Augment()
     """What is done to the tasks it is meta-trained on, set by the core when it builds the learner."""
+    turns: bool = False
+    """Whether in meta-training each example takes its turn in the support set, set by the core; see `from_features`."""
     progress: float = 0.0
     """The share of meta-training that is done, set by the core before every outer step: for what changes on the way."""
 
@@ -80,7 +83,27 @@ class Learner(nn.Module):
         Returns:
             (n_queries, n_outputs): unnormalised class scores, or predicted targets.
         """
-        raise NotImplementedError(f"the learner {type(self).__name__} does not define `forward`")
+        if not self.takes_turns():
+            raise NotImplementedError(f"the learner {type(self).__name__} does not define `forward` or `from_features`")
+        return self.from_features(self.encoder(support_x), support_y, self.encoder(query_x))
+
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        """Learn one task from the features of its support set and return predictions for those of its query set.
+
+        Learners that see examples by their features alone define this instead of `forward`. Each example of a task can
+        then take its turn in the support set (`tasks.train_turns`), all turns at the price of one pass of the encoder.
+
+        Args:
+            support: (n_support, n_features)
+            support_y: (n_support,) int64 labels 0 … n_way − 1, or (n_support, y_size) targets
+            query: (n_queries, n_features)
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `from_features`")
+
+    @classmethod
+    def takes_turns(cls) -> bool:
+        """Tell whether it defines `from_features`."""
+        return cls.from_features is not Learner.from_features
 
     def stream(self, x: Tensor, y: Tensor) -> Tensor:
         """Predict each example of a sequence before its label is told: (n, n_outputs).
@@ -110,7 +133,27 @@ class Learner(nn.Module):
         """
         if self.spec.stream:
             return self.loss(self.stream(support_x, support_y), support_y)
+        if self.turns:
+            return self._loss_in_turns(support_x, support_y, query_x, query_y)
         return self.loss(self(support_x, support_y, query_x), query_y)
+
+    def _loss_in_turns(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        """Return the mean loss over turns, in each of which other examples of the classes are the support set.
+
+        In the first these are those given, in the next as many of the queries, until too few are left for another.
+        """
+        n_way, n_shot, each = self.spec.n_way, self.spec.n_shot, self.spec.n_shot + self.spec.n_query
+        by_class = torch.cat([support_y, query_y]).argsort(stable=True)
+        features = self.encoder(torch.cat([support_x, query_x]))[by_class].unflatten(0, (n_way, each))
+        labels = torch.arange(n_way, device=support_y.device)[:, None]
+        losses = []
+        for first in range(0, each - n_shot + 1, n_shot):
+            support = features[:, first : first + n_shot]  # (n_way, n_shot, n_features)
+            query = torch.cat([features[:, :first], features[:, first + n_shot :]], 1)
+            support_of, query_of = labels.expand(-1, n_shot), labels.expand(-1, each - n_shot)
+            predictions = self.from_features(support.flatten(0, 1), support_of.flatten(), query.flatten(0, 1))
+            losses.append(self.loss(predictions, query_of.flatten()))
+        return torch.stack(losses).mean()
 
     def outer_step(
         self, batch: TaskBatch | Examples, executor: "Executor", update: Callable[[Gradients], None]

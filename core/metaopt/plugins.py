@@ -371,6 +371,7 @@ LAWS = (
     Law(TaskSampler, "kind", "'classification' or 'regression'", lambda kind: kind in get_args(Kind)),
     Law(TaskSampler, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(TaskSampler, "has_groups", "True or False", lambda has_groups: isinstance(has_groups, bool)),
+    Law(TaskSampler, "has_sources", "True or False", lambda has_sources: isinstance(has_sources, bool)),
     Law(
         TaskSampler,
         "benchmarks",

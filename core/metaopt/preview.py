@@ -55,6 +55,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
         "least_shot": train_spec.least_shot or train_spec.n_shot,
         "n_query": train_spec.n_query,
         "within": train_spec.within,
+        "same_source": train_spec.same_source,
         "unequal": train_spec.unequal,
         "stream": train_spec.stream,
         "shapes": shapes,

@@ -45,6 +45,8 @@ class TaskSpec:
     """Whether a task is a sequence of support examples, each predicted when it is shown and its label told after."""
     within: float = 0.0
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
+    same_source: float = 0.0
+    """The share of tasks whose classes have their examples from the same sources, such as drawers."""
 
     @property
     def support_shape(self) -> tuple[int, ...]:
@@ -128,6 +130,9 @@ class TaskSampler:
     """The encoder of studies that name none."""
     has_groups: ClassVar[bool] = False
     """Whether classes may belong to groups and `draw` keeps `spec.within`; otherwise a study may not set it."""
+    has_sources: ClassVar[bool] = False
+    """Whether the n-th example of every class is of one source and `draw` keeps `spec.same_source`; otherwise likewise.
+    """
     benchmarks: ClassVar[tuple[str, ...]] = ()
     """Names of fixed evaluations that it brings, for `metaopt evaluate --on NAME`."""
     made_by: ClassVar[type[Preprocessing]] = Preprocessing
@@ -227,6 +232,9 @@ class ClassPool:
             draws = self._kept_within(draws, spec, generator)
         classes = draws.topk(spec.n_way).indices  # (n_tasks, n_way)
         order = torch.rand(n_tasks, spec.n_way, self.table.shape[1], generator=generator)
+        if spec.same_source:
+            same = torch.rand(n_tasks, 1, 1, generator=generator) < spec.same_source
+            order = torch.where(same, order[:, :1], order)
         missing = torch.arange(self.table.shape[1]) >= self.sizes[classes][:, :, None]
         picked = order.masked_fill(missing, -1.0).topk(spec.n_drawn).indices
         rows = self.table[classes[:, :, None], picked]  # (n_tasks, n_way, n_shot + n_query)

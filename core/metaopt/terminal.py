@@ -356,6 +356,8 @@ def show_preview(found: Mapping[str, Any]) -> None:
         out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
     if task := found["task"]:
         within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
+        if task["same_source"]:
+            within += f", {task['same_source']:.0%} with examples of the same sources for all classes"
         shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
         each = ", each class its own" if task["unequal"] else ""
         sizes = f"{task['n_way']}-way {shots}-shot{each}, {task['n_query']} queries a class{within}"

@@ -40,9 +40,8 @@ class MatchingNet(Learner):
             n = encoder.n_features
             self.forwards, self.backwards, self.reader = Cell(n, n), Cell(n, n), Cell(2 * n, n)
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """Return the logarithms of the labels' probabilities: (n_queries, n_way)."""
-        support, query = self.encoder(support_x), self.encoder(query_x)  # (n, n_features)
         if self.config.full_context:
             support = self._in_context(support)
             query = self._reading(query, support)

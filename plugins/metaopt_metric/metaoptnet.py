@@ -36,9 +36,8 @@ class MetaOptNet(Learner):
         super().__init__(spec, encoder, config)
         self.scale = nn.Parameter(torch.tensor([config.scale]))
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """Return the scaled scores of the machine: (n_queries, n_way)."""
-        support, query = self.encoder(support_x), self.encoder(query_x)  # (n, n_features)
         member = (support_y == torch.arange(self.spec.n_way, device=support_y.device)[:, None]).to(support)
         kernel = support @ support.T + torch.eye(len(support)).to(support)  # (n_support, n_support)
         weights = dual_variables(kernel, member, self.config.cost, self.config.steps) @ support  # (n_way, n_features)

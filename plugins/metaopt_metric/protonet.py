@@ -27,9 +27,8 @@ class ProtoNet(Learner):
         distance: str = tune.choice("euclidean", "cosine")
         temperature: float = tune.real(0.01, 100.0, log=True, default=1.0)
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """Return minus the squared distances to the prototypes, over the temperature: (n_queries, n_way)."""
-        support, query = self.encoder(support_x), self.encoder(query_x)  # (n, n_features)
         prototypes = class_means(support, support_y, self.spec.n_way)  # (n_way, n_features)
         if self.config.distance == "cosine":
             query, prototypes = normalize(query, dim=-1), normalize(prototypes, dim=-1)

@@ -38,9 +38,9 @@ class R2D2(Learner):
         self.log_regulariser = nn.Parameter(torch.tensor([math.log(config.regulariser)]))
         self.scale = nn.Parameter(torch.tensor([config.scale if spec.kind == "classification" else 1.0]))
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
         """Return the scaled predictions of ridge regression: (n_queries, n_outputs)."""
-        support, query = _with_one(self.encoder(support_x)), _with_one(self.encoder(query_x))  # (n, n_features + 1)
+        support, query = _with_one(support), _with_one(query)  # (n, n_features + 1)
         targets = support_y
         if self.spec.kind == "classification":
             targets = (support_y[:, None] == torch.arange(self.spec.n_way, device=support_y.device)).to(support)

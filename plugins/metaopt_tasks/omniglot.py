@@ -66,6 +66,7 @@ class Omniglot(TaskSampler):
     kind = "classification"
     encoder = "conv4"
     has_groups = True
+    has_sources = True  # the n-th drawing of every character is of the n-th drawer of its alphabet
     benchmarks = (CHALLENGE,)
     made_by = Drawings
 

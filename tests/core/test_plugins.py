@@ -305,6 +305,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         sampler("kind = 'classification'; has_groups = 1"),
         "Mine.has_groups is 1; it must be True or False",
     ),
+    "sampler_has_sources": (
+        sampler("kind = 'classification'; has_sources = 'yes'"),
+        "Mine.has_sources is 'yes'; it must be True or False",
+    ),
     "sampler_benchmarks": (
         sampler("kind = 'classification'; benchmarks = 'my-challenge'"),
         "Mine.benchmarks is 'my-challenge'; it must be a tuple of names",

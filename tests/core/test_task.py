@@ -310,6 +310,34 @@ def test_a_share_of_tasks_is_kept_within_groups() -> None:
     assert 0.4 * mixed < half < 0.6 * mixed
 
 
+def places_of_tasks(same_source: float, n_tasks: int = 400) -> list[set[tuple[int, ...]]]:
+    """Return of each task the places, within their classes, of each class's support example and query."""
+    spec = replace(spec_of(3, 1, 1), same_source=same_source)
+    batch = grouped_pool().draw(spec, n_tasks, seeded())
+    tasks = []
+    for x, y in zip(
+        torch.cat([batch.support_x, batch.query_x], 1)[..., 0].long() % 4,
+        torch.cat([batch.support_y, batch.query_y], 1),
+        strict=True,
+    ):
+        tasks.append({tuple(x[y == label].tolist()) for label in range(3)})
+    return tasks
+
+
+def test_with_the_same_sources_all_classes_of_a_task_show_the_same_places_each_as_often() -> None:
+    tasks = places_of_tasks(1.0, 2400)
+    assert all(len(task) == 1 for task in tasks)
+    [pairs] = zip(*(task for task in tasks), strict=True)
+    counts = [pairs.count((support, query)) for support in range(4) for query in range(4) if support != query]
+    assert sum(counts) == 2400
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_a_share_of_tasks_has_the_same_sources() -> None:
+    assert sum(len(task) == 1 for task in places_of_tasks(0.0)) < 20
+    assert 160 < sum(len(task) == 1 for task in places_of_tasks(0.5)) < 240
+
+
 def test_tasks_within_groups_are_refused_where_no_group_is_large_enough_or_there_is_none() -> None:
     spec = replace(spec_of(4, 1, 1), within=1.0)
     grouped_pool().check("test", spec)

@@ -25,12 +25,15 @@ TASK_KEYS = (
     "n_shot",
     "n_query",
     "within",
+    "same_source",
     "unequal",
     "stream",
     "train_way",
     "train_shot",
     "train_query",
     "train_within",
+    "train_same_source",
+    "train_turns",
 )
 KEYS = (
     "name",
@@ -73,6 +76,7 @@ class Tasks:
     n_query: int
     """Query examples a class; 0 in a stream."""
     within: float
+    same_source: float
     unequal: bool
     """Whether each class of a task has shots of its own, where these are a range."""
     stream: bool
@@ -81,24 +85,36 @@ class Tasks:
     train_shot: int | tuple[int, int]
     train_query: int
     train_within: float
+    train_same_source: float
+    train_turns: bool
     searched: Section = field(default_factory=dict)
-    """Of the four before it, those that trials choose, and their ranges; they have the default of these."""
+    """Of the six before it, those that trials choose, and their ranges; they have the default of these."""
 
     @property
     def drawing(self) -> Drawing:
         """How train tasks are drawn by default, of a range of shots the most."""
         shot = self.train_shot[1] if isinstance(self.train_shot, tuple) else self.train_shot
-        return Drawing(self.train_way, shot, self.train_query, self.train_within)
+        return Drawing(
+            self.train_way, shot, self.train_query, self.train_within, self.train_same_source, self.train_turns
+        )
 
     def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
         """Return the sizes of the tasks that learners are scored on, and of those that they are trained on."""
         return (
-            self._sizes(sampler, self.n_way, self.n_shot, self.n_query, self.within),
-            self._sizes(sampler, self.train_way, self.train_shot, self.train_query, self.train_within),
+            self._sizes(sampler, self.n_way, self.n_shot, self.n_query, self.within, self.same_source),
+            self._sizes(
+                sampler, self.train_way, self.train_shot, self.train_query, self.train_within, self.train_same_source
+            ),
         )
 
     def _sizes(
-        self, sampler: TaskSampler, n_way: int, shots: int | tuple[int, int], n_query: int, within: float
+        self,
+        sampler: TaskSampler,
+        n_way: int,
+        shots: int | tuple[int, int],
+        n_query: int,
+        within: float,
+        same_source: float,
     ) -> TaskSpec:
         least_shot, n_shot = shots if isinstance(shots, tuple) else (0, shots)
         unequal = self.unequal and bool(least_shot)
@@ -106,6 +122,7 @@ class Tasks:
             sampler.spec(n_way, n_shot, n_query),
             least_shot=least_shot,
             within=within,
+            same_source=same_source,
             unequal=unequal,
             stream=self.stream,
         )
@@ -513,14 +530,22 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
     if unequal and not (isinstance(n_shot, tuple) or isinstance(train_shot, tuple)):
         tasks.fail("unequal", f"each class draws its shots from a range, and n_shot is {n_shot}; write the least and "
                    "the most, such as n_shot: [1, 5], or leave it out")  # fmt: skip
-    within = tasks.get("within", _share, 0.0)
-    train_within = within if "train_within" in searched else tasks.get("train_within", _share, within)
-    if not cls.has_groups and (
-        key := "within" if within else "train_within" if train_within or "train_within" in searched else None
-    ):
+    within, train_within = _shares(tasks, "within", searched)
+    if not cls.has_groups and (key := _asked("within", within, train_within, searched)):
         grouped = sorted(other for other, sampler in registry.task_samplers.items() if sampler.has_groups)
         tasks.fail(key, f"the classes of the sampler {name!r} belong to no groups; leave it out, or take a sampler "
                    f"with groups: {', '.join(grouped)}")  # fmt: skip
+    same_source, train_same_source = _shares(tasks, "same_source", searched)
+    if not cls.has_sources and (key := _asked("same_source", same_source, train_same_source, searched)):
+        able = sorted(other for other, sampler in registry.task_samplers.items() if sampler.has_sources)
+        tasks.fail(key, f"the sampler {name!r} does not know the sources of its examples; leave it out, or take a "
+                   f"sampler that does: {', '.join(able)}")  # fmt: skip
+    train_turns = "train_turns" not in searched and tasks.get("train_turns", _flag, False)
+    if train_turns or "train_turns" in searched:
+        for key, other in (("sampler", cls.kind == "regression"), ("stream", stream), ("unequal", unequal)):
+            if other:
+                tasks.fail("train_turns", "examples can take turns where each class of a task has as many, and not "
+                           f"with this tasks.{key}; leave one of the two out")  # fmt: skip
     given = {key: tasks.raw[key] for key in settings if key in tasks.raw}
     config = {key: _fixed(parameter) for key, parameter in _narrowed(tasks, cls.Config, given).items()}
     return Tasks(
@@ -530,14 +555,28 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         n_shot=n_shot,
         n_query=n_query,
         within=within,
+        same_source=same_source,
         unequal=unequal,
         stream=stream,
         train_way=_drawn(searched, "train_way", n_way) or tasks.get("train_way", ways, n_way),
         train_shot=_drawn(searched, "train_shot", n_shot) or train_shot,
         train_query=_drawn(searched, "train_query", n_query) or tasks.get("train_query", queries, n_query),
-        train_within=_drawn(searched, "train_within", within) if "train_within" in searched else train_within,
+        train_within=train_within,
+        train_same_source=train_same_source,
+        train_turns=_drawn(searched, "train_turns", False) if "train_turns" in searched else train_turns,
         searched=searched,
     )
+
+
+def _shares(tasks: _Mapping, key: str, searched: Mapping[str, tune.Parameter]) -> tuple[float, float]:
+    """Return the share of tasks that have something, and of train tasks: by default the same, or the nearest to it."""
+    train, share = f"train_{key}", tasks.get(key, _share, 0.0)
+    return share, _drawn(searched, train, share) if train in searched else tasks.get(train, _share, share)
+
+
+def _asked(key: str, share: float, train: float, searched: Mapping[str, tune.Parameter]) -> str | None:
+    """Return the key by which something is asked for; None where it is not."""
+    return key if share else f"train_{key}" if train or f"train_{key}" in searched else None
 
 
 def _searched(tasks: _Mapping, kind: str, stream: bool) -> dict[str, tune.Parameter]:
@@ -547,7 +586,7 @@ def _searched(tasks: _Mapping, kind: str, stream: bool) -> dict[str, tune.Parame
         given = tasks.raw.get(key)
         if not isinstance(given, Mapping if key == "train_shot" else Mapping | list):
             continue
-        if kind == "regression" and key in {"train_way", "train_within"}:
+        if kind == "regression" and key in {"train_way", "train_within", "train_same_source", "train_turns"}:
             tasks.fail(key, "regression tasks have no classes to draw; leave it out")
         if stream and key == "train_query":
             tasks.fail(key, "a stream has no queries of its own; leave it out")

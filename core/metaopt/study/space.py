@@ -17,6 +17,8 @@ from metaopt.train import Outer
 
 Params = dict[str, Any]
 Section = Mapping[str, tune.Parameter]
+TURNS = "tasks.train_turns"
+"""The parameter of learners with a `from_features` alone."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Drawing:
     """Query examples a class: fewer give more tasks in the same time."""
     train_within: float = tune.real(0.0, 1.0, default=0.0)
     """The share of train tasks whose classes all come from one group."""
+    train_same_source: float = tune.real(0.0, 1.0, default=0.0)
+    """The share of train tasks whose classes have their examples from the same sources, such as drawers."""
+    train_turns: bool = tune.choice(False, True)
+    """Whether each example of a train task takes its turn in the support set, for learners with `from_features`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ class Space:
             declared = vars(self.drawing) if config is Drawing else vars(config())
             for name, parameter in given.items():
                 full = f"{owner}.{name}"
-                usual = {cls.name: parameter.nearest(cls.defaults.get(full, declared[name])) for cls in used_by}
+                able = [cls for cls in used_by if full != TURNS or cls.takes_turns()]
+                usual = {cls.name: parameter.nearest(cls.defaults.get(full, declared[name])) for cls in able}
                 if not isinstance(parameter, tune.Fixed) and usual:
                     when = dict(tune.conditions(config)[name])
                     found.append({"name": full, "range": str(parameter), "when": when, "defaults": usual})
@@ -182,7 +189,8 @@ class Space:
             _visit(params, "augment", Augment, self.augment, cls.defaults, decide, named | self.augment.keys())
         if cls.trains_on == "tasks":
             defaults = {f"tasks.{name}": value for name, value in vars(self.drawing).items()} | dict(cls.defaults)
-            _visit(params, "tasks", Drawing, self.tasks, defaults, decide, self.tasks.keys())
+            able = [name for name in self.tasks if f"tasks.{name}" != TURNS or cls.takes_turns()]
+            _visit(params, "tasks", Drawing, self.tasks, defaults, decide, able)
         return params
 
 

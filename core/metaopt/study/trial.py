@@ -21,7 +21,7 @@ from metaopt.files import whole
 from metaopt.learner import Learner
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
-from metaopt.study.space import Params, Space, section
+from metaopt.study.space import TURNS, Params, Space, section
 from metaopt.study.statistics import looks_at
 from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
@@ -176,6 +176,7 @@ class Bench:
             n_way=chosen.get("train_way", spec.n_way),
             n_query=chosen.get("train_query", spec.n_query),
             within=chosen.get("train_within", spec.within),
+            same_source=chosen.get("train_same_source", spec.same_source),
         )
 
     def score(
@@ -330,6 +331,7 @@ def assembled(space: Space, spec: TaskSpec, params: Params, seed: int) -> Learne
             encoder = encoder_class(spec.x_shape, config)
         learner = cls(spec, encoder, cls.Config(**section(params, params["learner"])))
     learner.augment = Augment(**section(params, "augment"))
+    learner.turns = cls.takes_turns() and params.get(TURNS, space.drawing.train_turns)
     return learner
 
 

@@ -366,6 +366,28 @@ def predicts_a_stream_as_it_comes(cls: type[Learner]) -> None:
                           "forward's of the query x[t] with the support set before it; compute the same")  # fmt: skip
 
 
+def takes_turns_as_it_learns_tasks(cls: type[Learner]) -> None:
+    """With `turns` the loss of a task is the mean over tasks in which other examples are the support set."""
+    classes = [setting for setting in settings(cls) if setting.spec.kind == "classification"]
+    if not (cls.takes_turns() and classes):
+        raise Skipped("it does not define `from_features`")
+    for setting in classes:
+        learner, each = setting.build().eval(), setting.spec.n_shot + setting.spec.n_query
+        support_x, support_y, query_x, query_y = _task(setting.tasks())
+        by_class = torch.cat([support_y, query_y]).argsort(stable=True)
+        x = torch.cat([support_x, query_x])[by_class].unflatten(0, (setting.spec.n_way, each))
+        y = torch.cat([support_y, query_y])[by_class].unflatten(0, (setting.spec.n_way, each))
+        losses = []
+        for first in range(0, each - setting.spec.n_shot + 1, setting.spec.n_shot):
+            shown = torch.isin(torch.arange(each), torch.arange(first, first + setting.spec.n_shot))
+            task = (part[:, rows].flatten(0, 1) for rows in (shown, ~shown) for part in (x, y))
+            losses.append(learner.task_loss(*task))
+        learner.turns = True
+        _same(learner.task_loss(support_x, support_y, query_x, query_y), torch.stack(losses).mean(),
+              f"on {_name(setting)} the loss in turns is not the mean loss of the turns; let `forward` be what "
+              "`from_features` says of the encoder's features")  # fmt: skip
+
+
 def serves_other_ways(cls: type[Learner]) -> None:
     """A learner that says `any_way` predicts tasks of another number of ways than it was built for."""
     if not cls.any_way:
@@ -429,6 +451,7 @@ CHECKS: list[Callable[[Any], None]] = [
     serves_other_shots_and_queries,
     serves_classes_of_unequal_shots,
     predicts_a_stream_as_it_comes,
+    takes_turns_as_it_learns_tasks,
     serves_other_ways,
     meta_training_lowers_its_loss,
     learns_a_separable_task,

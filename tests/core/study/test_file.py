@@ -163,9 +163,11 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
     assert study.to_dict() == {
         "name": "a",
         "tasks": {
-            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "within": 0.0, "unequal": False,
+            "sampler": "glyphs", "n_way": 5, "n_shot": 2, "n_query": 15, "within": 0.0, "same_source": 0.0,
+            "unequal": False,
             "stream": False, "train_way": 5, "train_shot": 2,
-            "train_query": 15, "train_within": 0.0, **vars(REGISTRY.task_sampler("glyphs").Config()),
+            "train_query": 15, "train_within": 0.0, "train_same_source": 0.0, "train_turns": False,
+            **vars(REGISTRY.task_sampler("glyphs").Config()),
         },
         "learners": {
             "protonet": {"distance": ["euclidean", "cosine"], "temperature": {"low": 0.01, "high": 100.0}},
@@ -207,6 +209,19 @@ def test_train_tasks_keep_within_groups_as_test_tasks_do_unless_they_say_otherwi
     assert shares("within: 1") == (1.0, 1.0)
     assert shares("within: 1, train_within: 0.5") == (1.0, 0.5)
     assert shares("train_within: 0.5") == (0.0, 0.5)
+
+
+def test_train_tasks_share_sources_as_test_tasks_do_unless_they_say_otherwise() -> None:
+    tasks = "sampler: omniglot, n_way: 5, n_shot: 1, split: splits/vinyals"
+
+    def shares(more: str) -> tuple[float, float]:
+        study = resolved(f"{{tasks: {{{tasks}, {more}}}, learners: protonet}}")
+        return study.tasks.same_source, study.tasks.train_same_source
+
+    assert shares("n_query: 1") == (0.0, 0.0)
+    assert shares("same_source: 1") == (1.0, 1.0)
+    assert shares("same_source: 1, train_same_source: 0.5") == (1.0, 0.5)
+    assert shares("same_source: 0.2, train_same_source: {low: 0.4, high: 1}") == (0.2, 0.4)
 
 
 def test_a_whole_number_may_be_written_with_an_exponent() -> None:
@@ -437,6 +452,11 @@ BAD = {
         "tasks.within: the classes of the sampler 'glyphs' belong to no groups; leave it out, or take a sampler with "
         "groups: arrays, attributes, images, omniglot, sklearn_data, table, text"
     ),
+    "tasks.same_source=1": (
+        "tasks.same_source: the sampler 'glyphs' does not know the sources of its examples; leave it out, or take a "
+        "sampler that does: omniglot"
+    ),
+    "tasks.train_turns=1": "tasks.train_turns: 1 must be true or false",
     "tasks.train_within=0.5": "tasks.train_within: the classes of the sampler 'glyphs' belong to no groups",
     "tasks.size=large": "tasks.size: 'large' is not a whole number, as its default 28 is",
     "tasks.sampler=3": "tasks.sampler: 3 is not a name",
@@ -720,6 +740,9 @@ def test_a_range_of_train_ways_is_searched_and_survives_its_own_file() -> None:
         ("train_way: {low: 9, high: 2}", "protonet", "low .9. is above high .2."),
         ("train_query: []", "protonet", "an empty list leaves nothing to choose"),
         ("train_within: {low: 0, high: 1}", "protonet", "belong to no groups"),
+        ("train_same_source: {low: 0, high: 1}", "protonet", "does not know the sources"),
+        ("train_turns: [false, true], n_shot: 2, stream: true", "mann", "not with this tasks.stream"),
+        ("train_turns: true, n_shot: [1, 2], unequal: true", "protonet", "not with this tasks.unequal"),
     ],
 )
 def test_ranges_of_train_tasks_that_make_no_sense_are_refused(tasks: str, learners: str, message: str) -> None:

@@ -338,6 +338,20 @@ class StreamsOtherwiseWhenBatched(Streams):
         return scores * 1.01 if torch._C._functorch.is_batchedtensor(x) else scores
 
 
+class FromFeatures(Learner):
+    """Sees examples by their features alone: what those that are faulty there are but for their fault."""
+
+    name = "from_features"
+
+    def from_features(self, support: Tensor, support_y: Tensor, query: Tensor) -> Tensor:
+        return -squared_distances(query, class_means(support, support_y, self.spec.n_way))
+
+
+class LearnsOtherwiseInTurns(FromFeatures):
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        return super().forward(support_x, support_y, query_x) / 2
+
+
 class FixedWays(Good):
     any_way = True
 
@@ -746,6 +760,7 @@ FAULTS: Mapping[Check, tuple[type, ...]] = {
         StreamsOtherwise,
         StreamsAnExtraColumn,
     ),
+    learners.takes_turns_as_it_learns_tasks: (LearnsOtherwiseInTurns,),
     learners.serves_other_ways: (FixedWays,),
     learners.meta_training_lowers_its_loss: (GoesUphill,),
     learners.learns_a_separable_task: (IgnoresItsSupport,),
@@ -795,7 +810,7 @@ def test_no_check_is_without_a_fault_that_it_catches() -> None:
     assert all(FAULTS.values())
 
 
-@pytest.mark.parametrize("cls", [Good, Streams, Dense, Blobs, Lines, Correct, Error])
+@pytest.mark.parametrize("cls", [Good, Streams, FromFeatures, Dense, Blobs, Lines, Correct, Error])
 def test_a_class_without_a_fault_fails_no_check(cls: type) -> None:
     assert failures(cls) == {}
 
