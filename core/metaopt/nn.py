@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.func import grad
 from metaopt.errors import UserError
 
 Weights = dict[str, Tensor]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Encoder(nn.Module):
@@ -26,6 +27,8 @@ class Encoder(nn.Module):
     map_shape: tuple[int, int, int] | None = None
     """Channels, height and width of the features on a grid; None where they lie on none."""
     config: Any
+    precision: Precision = "float32"
+    """In which its convolutions and products are computed when it is called, set by the core; features are float32."""
 
     @dataclass(frozen=True)
     class Config:
@@ -35,6 +38,15 @@ class Encoder(nn.Module):
         """Build the parameters for examples of shape `x_shape`. Raises UserError where the shape does not suit."""
         super().__init__()
         self.config = config
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `forward(x)`, computed in its precision."""
+        if self.precision == "float32":
+            features: Tensor = super().__call__(x)
+            return features
+        with torch.autocast(x.device.type, torch.bfloat16):
+            features = super().__call__(x)
+        return features.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"the encoder {type(self).__name__} does not define `forward`")

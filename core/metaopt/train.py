@@ -163,7 +163,7 @@ def meta_train(
         for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = full_rate * outer.factor(training.progress)
         n_tasks = min(outer.tasks_per_step, limit - training.tasks)
-        loss = learner.outer_step(_batch(learner, spec, sampler, n_tasks, draw).to(device), executor, update)
+        loss = learner.outer_step(draw_batch(learner, spec, sampler, n_tasks, draw).to(device), executor, update)
         training = Training(training.tasks + n_tasks, planned, time.process_time() - started)
         if not torch.isfinite(loss):
             raise TrialError(f"the meta-training loss became {loss.item()} after {training.tasks} tasks")
@@ -335,7 +335,7 @@ def _chunks(n_tasks: int, at_once: int) -> Iterator[int]:
         yield min(at_once, n_tasks - start)
 
 
-def _batch(
+def draw_batch(
     learner: Learner, spec: TaskSpec, sampler: TaskSampler, n_tasks: int, draw: Generator
 ) -> TaskBatch | Examples:
     """Draw what an outer step is given, and size the learner for it."""
@@ -405,7 +405,7 @@ def _affordable(
     started = time.process_time()
     while len(seconds) < 3 or (time.process_time() - started < 0.05 * cpu_seconds and len(seconds) < 50):
         before = time.process_time()
-        trial.outer_step(_batch(trial, spec, sampler, outer.tasks_per_step, draw).to(device), executor, update)
+        trial.outer_step(draw_batch(trial, spec, sampler, outer.tasks_per_step, draw).to(device), executor, update)
         seconds.append(time.process_time() - before)
     left = cpu_seconds - (time.process_time() - started)
     return max(1, int(left / median(seconds))) * outer.tasks_per_step

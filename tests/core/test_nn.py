@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
-from torch import Generator, Tensor
-from torch.func import grad, jacrev, vmap
+from torch import Generator, Tensor, nn
+from torch.func import functional_call, grad, jacrev, vmap
 
 from metaopt.errors import UserError
 from metaopt.nn import ChannelsLast, Encoder, class_means, descend, squared_distances
@@ -153,3 +153,50 @@ def test_an_encoder_without_forward_or_a_grid_says_so() -> None:
         encoder(torch.zeros(1, 3))
     with pytest.raises(UserError, match="the encoder empty has no features on a grid; take one for pictures"):
         encoder.maps(torch.zeros(1, 3))
+
+
+# Precision
+
+
+class OneLayer(Encoder):
+    name = "one_layer"
+
+    def __init__(self, x_shape: tuple[int, ...], config: object = None) -> None:
+        super().__init__(x_shape, config)
+        self.n_features = 16
+        self.layer = nn.Linear(x_shape[0], 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.layer(x)
+        return features
+
+
+def test_an_encoder_in_bfloat16_gives_what_its_rounded_weights_give_as_float32_and_keeps_its_weights() -> None:
+    torch.manual_seed(0)
+    encoder, x = OneLayer((8,)), torch.randn(5, 8)
+    exact, state = encoder(x), {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.precision = "bfloat16"
+    features = encoder(x)
+    assert features.dtype == torch.float32
+    rounded = [tensor.bfloat16() for tensor in (x, encoder.layer.weight, encoder.layer.bias)]
+    assert torch.equal(features, torch.nn.functional.linear(*rounded).float())
+    assert not torch.equal(features, exact)
+    torch.testing.assert_close(features, exact, atol=0.05, rtol=0.05)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_gradients_reach_through_bfloat16_by_vmap_too() -> None:
+    torch.manual_seed(0)
+    encoder, x = OneLayer((8,)), torch.randn(3, 5, 8)
+    encoder.precision = "bfloat16"
+    weights = {name: parameter.detach() for name, parameter in encoder.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        features: Tensor = functional_call(encoder, weights, (x,))
+        return features.square().sum()
+
+    together = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for task in range(3):
+        alone = grad(loss)(weights, x[task])
+        for name in weights:
+            torch.testing.assert_close(together[name][task], alone[name], atol=0.1, rtol=0.02)

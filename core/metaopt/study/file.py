@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 
@@ -13,6 +13,7 @@ from metaopt import tune
 from metaopt.augment import Augment
 from metaopt.errors import UserError, unknown
 from metaopt.executor import EXECUTORS
+from metaopt.nn import Precision
 from metaopt.plugins import Registry
 from metaopt.study.space import Drawing, Section, Space
 from metaopt.study.strategy import SAMPLERS, STRATEGIES
@@ -55,6 +56,7 @@ KEYS = (
     "warm_start",
     "prune",
     "executor",
+    "precision",
     "isolation",
     "limits",
     "seed",
@@ -240,6 +242,7 @@ class Study:
             "warm_start": list(self.warm_start),
             "prune": self.prune,
             "executor": self.executor,
+            "precision": self.space.precision,
             "isolation": self.isolation,
             "limits": {key: value for key, value in asdict(self.limits).items() if value is not None},
             "seed": self.seed,
@@ -364,6 +367,7 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         encoder_classes={name: registry.encoder(name) for name in encoders},
         tasks=tasks.searched,
         drawing=tasks.drawing,
+        precision=top.get("precision", _one_of(*get_args(Precision)), "float32"),
     )
     objectives = _objectives(top, registry, tasks.sampler, kind)
     return Study(

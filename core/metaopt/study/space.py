@@ -12,7 +12,7 @@ from typing import Any
 from metaopt import tune
 from metaopt.augment import Augment
 from metaopt.learner import Learner
-from metaopt.nn import Encoder
+from metaopt.nn import Encoder, Precision
 from metaopt.train import Outer
 
 Params = dict[str, Any]
@@ -55,6 +55,8 @@ class Space:
     """What is searched of how train tasks are drawn."""
     drawing: Drawing = Drawing()
     """How they are drawn where that is not searched, and by default where it is."""
+    precision: Precision = "float32"
+    """In which encoders compute."""
 
     def suggest(self, trial: tune.Trial, learner: str | None = None) -> Params:
         """Return the pipeline that an Optuna trial chooses, of any learner or of that one.

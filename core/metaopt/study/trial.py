@@ -16,19 +16,22 @@ from torch import Tensor
 from metaopt import seeds, tune
 from metaopt.augment import Augment
 from metaopt.errors import TrialError, UserError, of_disk
-from metaopt.executor import Executor, Loop, choose
+from metaopt.executor import Executor, Loop, choose, trainable
 from metaopt.files import whole
-from metaopt.learner import Learner
+from metaopt.learner import Gradients, Learner
+from metaopt.nn import Encoder
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import TURNS, Params, Space, section
 from metaopt.study.statistics import looks_at
 from metaopt.task import Pool, TaskSampler, TaskSpec
-from metaopt.train import Budget, Outer, Scores, Training, meta_test, meta_train
+from metaopt.train import Budget, Outer, Scores, Training, draw_batch, meta_test, meta_train
 
 RUNGS = (0.25, 0.5)
 """Shares of a trial's budget at which it is scored on a few tasks: its learning curve, by which it may be stopped."""
 RUNG_TASKS = 50
+LEAST_AGREEMENT = 0.95
+"""Cosine between a gradient in less precise arithmetic and the one in float32 below which the former is refused."""
 Report = Callable[[float, tuple[float, ...]], bool]
 """Hears the share of meta-training done and the scores, task by task, so far; answers whether to prune."""
 TIMEOUT = "timeout"
@@ -161,6 +164,42 @@ class Bench:
                     raise
                 except Exception:  # its trials will fail and say why
                     continue
+            if space.precision != "float32":
+                self._check_precision(learner)
+
+    def _check_precision(self, learner: str) -> None:
+        """Raise UserError where less precise features lead a learner's meta-training elsewhere."""
+        if not (cosine := self._agreement(learner)) >= LEAST_AGREEMENT:
+            raise UserError(
+                f"precision: in {self.study.space.precision} the first gradient of {learner} agrees too little with "
+                f"that in float32 (a cosine of {cosine:.2f}, and {LEAST_AGREEMENT} is the least); set precision to "
+                f"float32, or leave {learner} out"
+            )
+
+    def _agreement(self, learner: str) -> float:
+        """Return the cosine between the first gradients of a learner's default pipeline in the study's precision and
+        in float32; 1 where nothing is trained.
+        """
+        params = self.study.space.default(learner)
+        found = []
+        for precision in ("float32", self.study.space.precision):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                built = self.build(params, seed=0).train()
+                if built.trains_on == "nothing" or not built.uses_encoder or not trainable(built):
+                    return 1.0
+                for encoder in (module for module in built.modules() if isinstance(module, Encoder)):
+                    encoder.precision = precision
+                steps: list[Tensor] = []
+
+                def note(gradients: Gradients, steps: list[Tensor] = steps) -> None:
+                    steps.append(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+
+                batch = draw_batch(built, built.spec, self.sampler, 4, seeds.generator(0, "precision"))
+                built.outer_step(batch.to(self.device), Loop(), note)
+                found.append(steps[0])
+        exact, rough = (gradient / gradient.norm() for gradient in found)
+        return float(exact @ rough)
 
     def build(self, params: Params, seed: int) -> Learner:
         """Return a fresh learner of that pipeline, sized for the train tasks. The global generator is left alone."""
@@ -329,6 +368,7 @@ def assembled(space: Space, spec: TaskSpec, params: Params, seed: int) -> Learne
             encoder_class = space.encoder_classes[params["encoder"]]
             config = encoder_class.Config(**section(params, params["encoder"]))
             encoder = encoder_class(spec.x_shape, config)
+            encoder.precision = space.precision
         learner = cls(spec, encoder, cls.Config(**section(params, params["learner"])))
     learner.augment = Augment(**section(params, "augment"))
     learner.turns = cls.takes_turns() and params.get(TURNS, space.drawing.train_turns)

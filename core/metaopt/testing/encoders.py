@@ -70,7 +70,7 @@ def gradients_reach_every_parameter(cls: type[Encoder]) -> None:
         parameters = trainable(encoder)
         if not parameters:
             raise Skipped("it has no parameters to train")
-        encoder(x).square().sum().backward()
+        torch.autograd.backward(encoder(x).square().sum())
         still = [name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()]
         assert not still, f"no gradient reaches {', '.join(still)}; use it, or make it no parameter"
 

@@ -375,8 +375,8 @@ def takes_turns_as_it_learns_tasks(cls: type[Learner]) -> None:
         learner, each = setting.build().eval(), setting.spec.n_shot + setting.spec.n_query
         support_x, support_y, query_x, query_y = _task(setting.tasks())
         by_class = torch.cat([support_y, query_y]).argsort(stable=True)
-        x = torch.cat([support_x, query_x])[by_class].unflatten(0, (setting.spec.n_way, each))
-        y = torch.cat([support_y, query_y])[by_class].unflatten(0, (setting.spec.n_way, each))
+        x = torch.cat([support_x, query_x])[by_class].view(setting.spec.n_way, each, *query_x.shape[1:])
+        y = torch.cat([support_y, query_y])[by_class].view(setting.spec.n_way, each)
         losses = []
         for first in range(0, each - setting.spec.n_shot + 1, setting.spec.n_shot):
             shown = torch.isin(torch.arange(each), torch.arange(first, first + setting.spec.n_shot))

@@ -188,6 +188,7 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "warm_start": [],
         "prune": True,
         "executor": "auto",
+            "precision": "float32",
         "isolation": "none",
         "limits": {},
         "seed": 0,

@@ -462,3 +462,36 @@ def test_a_bench_is_rebuilt_in_another_process_as_it_was(registry: plugins.Regis
     assert again.study == copy.deepcopy(bench.study)
     job = Job(0, {"learner": "pixels"}, 0, Budget(tasks=1), "validation", "search", 10)
     assert timeless(again.run(job)) == timeless(bench.run(job))
+
+
+# Precision
+
+
+def in_bfloat16(**learners: Any) -> Bench:
+    raw = {
+        "name": "s",
+        "tasks": {"sampler": "gaussian", "features": 40, "n_way": 3, "n_shot": 1, "n_query": 3},
+        "learners": learners,
+        "encoder": {"mlp": {"width": 64, "depth": 3}},
+        "precision": "bfloat16",
+        "budget": {"tasks": 8},
+    }
+    registry = plugins.load()
+    return Bench(resolve(raw, "s.yaml", registry), registry, CPU)
+
+
+def test_a_trial_in_bfloat16_comes_close_to_one_in_float32() -> None:
+    bench = in_bfloat16(protonet={})
+    bench.check()
+    rough = bench.run(Job(0, bench.study.space.default("protonet"), 1, Budget(tasks=8), "validation", "search", 20))
+    exactly = replace(bench.study, space=replace(bench.study.space, precision="float32"))
+    exact = Bench(exactly, bench.registry, CPU).run(
+        Job(0, bench.study.space.default("protonet"), 1, Budget(tasks=8), "validation", "search", 20)
+    )
+    assert rough.result.mean == pytest.approx(exact.result.mean, abs=0.05)
+
+
+def test_bfloat16_is_refused_where_it_leads_the_first_gradient_elsewhere() -> None:
+    bench = in_bfloat16(protonet={}, maml={"inner_lr": 1.0, "inner_steps": 10})
+    with pytest.raises(UserError, match="the first gradient of maml agrees too little with that in float32"):
+        bench.check()
