@@ -405,7 +405,8 @@ def _planned(
     device: torch.device,
 ) -> int:
     """Return how many tasks a budget stands for."""
-    if planned := budget.planned or budget.tasks:
+    planned = budget.planned or budget.tasks
+    if planned is not None:
         return planned
     assert budget.cpu_seconds is not None, "a budget has tasks or CPU seconds"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # else a repetition would differ
