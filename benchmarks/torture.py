@@ -7,6 +7,7 @@ worker that is stopped. A study runs in a forked copy of this process, so that t
 import argparse
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -379,6 +380,18 @@ def study_killed(victims: Victims, row: Row, draw: random.Random, kills: int = 1
     settle(victims, folder, row, before)
 
 
+def long_killed(victims: Victims, row: Row, draw: random.Random) -> None:
+    """Kill a study that writes a checkpoint at each outer step, as if each took half a minute."""
+    from metaopt import checkpoint
+
+    every, cost = checkpoint.EVERY, checkpoint.COST
+    checkpoint.EVERY, checkpoint.COST = -1.0, math.inf
+    try:
+        study_killed(victims, row, draw)
+    finally:
+        checkpoint.EVERY, checkpoint.COST = every, cost
+
+
 def worker_killed(victims: Victims, row: Row, draw: random.Random) -> None:
     folder = victims.folder()
     process = victims.begin(folder)
@@ -459,12 +472,15 @@ def torture(root: Path, kills: int, seed: int) -> list[Row]:
     draw = random.Random(seed)
     (root / "alone").mkdir()
     (root / "two").mkdir()
+    (root / "long").mkdir()
     alone, two = Victims(root / "alone"), Victims(root / "two", workers=2)
+    long = Victims(root / "long", STUDY | {"name": "long", "budget": {"tasks": 80}})
     n = -(-kills // 5)  # of each kind of kill
     plan: list[tuple[str, int, Callable[[Row], None]]] = [
         ("study killed, one process", n, lambda row: study_killed(alone, row, draw)),
         ("study killed with two workers", n, lambda row: study_killed(two, row, draw)),
         ("study killed twice in a row", n, lambda row: study_killed(alone, row, draw, 2)),
+        ("study killed in long trials", n // 2, lambda row: long_killed(long, row, draw)),
         ("worker killed", 2 * n, lambda row: worker_killed(two, row, draw)),
         ("worker frozen and woken", n // 2, lambda row: worker_frozen(two, row, draw)),
         ("Ctrl-C or SIGTERM", n // 2, lambda row: interrupted(two, row, draw)),

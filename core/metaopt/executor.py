@@ -9,7 +9,7 @@ behind a convolution and a normalisation.
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,8 @@ class Traced(Executor):
                 return run(dict(zip(parameters, inputs[:n], strict=True)), *inputs[n:])
 
             try:
-                self.replays[key] = (record(flat, inputs), names)
+                with torch.random.fork_rng(devices=[]):  # else what is recorded anew after a checkpoint drew twice
+                    self.replays[key] = (record(flat, inputs), names)
             except Exception as error:  # tracing may fail in any way, and none of them is the user's concern
                 reason = next(iter(str(error).splitlines()), "")
                 log.info("%s of %s is not replayed (%s: %s)", what, learner.name, type(error).__name__, reason)
@@ -160,6 +161,27 @@ class Traced(Executor):
         replay, names = self.replays[key]
         with torch.no_grad():
             return replay(*inputs), names
+
+    def calls(self, learner: Learner) -> list[Any]:
+        """Return as JSON how often each kind of call of this learner was seen, for `take_up`."""
+        calls = []
+        for key, n in self.seen.items():
+            assert isinstance(key, tuple)
+            one, what, training, _, *sizes = key
+            if one is learner:
+                written = [[list(shape), str(dtype), str(device)] for shape, dtype, device in sizes]
+                calls.append([what, training, written, n])
+        return calls
+
+    def take_up(self, learner: Learner, calls: list[Any]) -> None:
+        """Record from the first call on what was replayed before: a replay may differ in the last bit."""
+        names = tuple(trainable(learner))
+        for what, training, sizes, n in calls:
+            tensors = (
+                (torch.Size(shape), getattr(torch, dtype.removeprefix("torch.")), torch.device(device))
+                for shape, dtype, device in sizes
+            )
+            self.seen[learner, what, training, names, *tensors] = min(n, RECORD_AFTER - 1)
 
 
 EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "vmap": Vmap, "traced": Traced}

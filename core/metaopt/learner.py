@@ -23,7 +23,8 @@ class Learner(nn.Module):
 
     A plugin's learner sets `name`, declares its hyperparameters in a frozen dataclass `Config`, and gives `forward`:
     one task's code, pure in its parameters. The core runs it over many tasks at once. A learner keeps no memory
-    between tasks: it adapts a dict of weights and never writes to its parameters.
+    between tasks: it adapts a dict of weights and never writes to its parameters. What one outer step leaves for the
+    next stands in parameters and registered buffers, persistent or not: a checkpoint of a long trial keeps no more.
     """
 
     name: ClassVar[str]

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 import torch
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from metaopt import seeds, tune
+from metaopt.checkpoint import Checkpoint, Moving
 from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
@@ -135,28 +136,34 @@ def meta_train(
     seed: int,
     device: torch.device,
     at: Callable[[Training], None] = lambda training: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Training:
     """Meta-train the learner in place on tasks of its own `spec` from the train pool.
 
-    `at` hears before every step how far it is, and whatever it raises ends the training. Raises TrialError where the
-    loss is no longer finite.
+    `at` hears before every step how far it is, and whatever it raises ends the training. Where a checkpoint was kept
+    of the same job, goes on from it. Raises TrialError where the loss is no longer finite.
     """
     if learner.trains_on == "nothing" or not trainable(learner):
         return Training()
     started = time.process_time()
-    planned = budget.planned or budget.tasks
-    if planned is None:
-        assert budget.cpu_seconds is not None, "a budget has tasks or CPU seconds"
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # else a repetition would differ
-            planned = _affordable(learner, sampler, outer, budget.cpu_seconds, executor, seed, device)
-    limit = min(planned, budget.tasks or planned)
     optimizer, draw = outer.build(list(trainable(learner).values())), seeds.generator(seed, "train")
     full_rates = [group["lr"] for group in optimizer.param_groups]
     average = Average(learner, outer.averaging)
     update = _updater(learner, optimizer, outer, average)
     spec = learner.spec
-    training = Training(0, planned, time.process_time() - started)
+    moving = Moving(learner, optimizer, average.mean, draw, executor)
+    kept = checkpoint.resume(moving) if checkpoint else None
+    if kept:
+        average.steps = kept.pop("average_steps")
+        training = Training(**kept)
+        planned, started = training.planned, started - training.cpu_seconds
+    else:
+        planned = _planned(learner, sampler, outer, budget, executor, seed, device)
+        training = Training(0, planned, time.process_time() - started)
+    limit = min(planned, budget.tasks or planned)
     while training.tasks < limit:
+        if checkpoint:
+            checkpoint.keep(moving, asdict(training) | {"average_steps": average.steps})
         at(training)
         learner.train()  # each time, for `at` may have scored the learner
         learner.progress = training.progress
@@ -386,6 +393,24 @@ def _updater(
         average.step()
 
     return update
+
+
+def _planned(
+    learner: Learner,
+    sampler: TaskSampler,
+    outer: Outer,
+    budget: Budget,
+    executor: Executor,
+    seed: int,
+    device: torch.device,
+) -> int:
+    """Return how many tasks a budget stands for."""
+    planned = budget.planned or budget.tasks
+    if planned is not None:
+        return planned
+    assert budget.cpu_seconds is not None, "a budget has tasks or CPU seconds"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # else a repetition would differ
+        return _affordable(learner, sampler, outer, budget.cpu_seconds, executor, seed, device)
 
 
 def _affordable(

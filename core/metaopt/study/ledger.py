@@ -35,6 +35,8 @@ LEAST_TO_HALVE = 4
 """Trials that reached a share of their training before any is stopped there."""
 SCORES = "scores"
 """The folder in a run folder that holds the scores of complete trials, task by task."""
+CHECKPOINTS = "checkpoints"
+"""The folder in a run folder that holds what long trials go on from, while they are not done."""
 MAY_CHANGE = (
     "trials",
     "timeout",
@@ -116,6 +118,7 @@ class Ledger:
             n_tasks=study.evaluation.tasks,
             reports=not self.bench.others,  # of several objectives Optuna keeps no curve, and none is stopped
             deadline=deadline,
+            checkpoint=self._checkpoint(trial.number),
         )
 
     def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
@@ -207,8 +210,12 @@ class Ledger:
             write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task, done.others)
         trial.set_user_attr("result", asdict(result))
         self._close(result)
+        self._checkpoint(result.number).unlink(missing_ok=True)
         self.results.append(result)
         return True
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.folder / CHECKPOINTS / f"{number:05d}.safetensors"
 
     def seconds(self) -> float:
         """Return the wall time in which trials ran, over every time that the study was run."""

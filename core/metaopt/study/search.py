@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from metaopt import seeds
+from metaopt import checkpoint, seeds
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.objective import MetaObjective
@@ -18,7 +18,7 @@ from metaopt.study import file, leaderboard, model, strategy, tested, versions
 from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import Preference
 from metaopt.study.folder import owned
-from metaopt.study.ledger import ATTEMPTS, Ledger, write_scores
+from metaopt.study.ledger import ATTEMPTS, CHECKPOINTS, Ledger, write_scores
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
@@ -108,6 +108,7 @@ def run(
             model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
         if status != "interrupted":
+            checkpoint.clear(folder / CHECKPOINTS)
             bench.registry.study_finished(board, bench.study.to_dict(), folder)
         return board
 
@@ -275,6 +276,7 @@ def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, folder:
         purpose="finalists",
         n_tasks=n_tasks,
         save_to=folder / FINALISTS / f"{result.number:05d}-{repeat}.safetensors",
+        checkpoint=folder / CHECKPOINTS / f"{result.number:05d}-{repeat}.safetensors",
     )
 
 

@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaopt import seeds, tune
 from metaopt.augment import Augment
+from metaopt.checkpoint import Checkpoint
 from metaopt.errors import TrialError, UserError, of_disk
 from metaopt.executor import Executor, Loop, choose, trainable
 from metaopt.files import whole
@@ -96,6 +97,8 @@ class Job:
     """A file for the weights."""
     weights: Path | None = None
     """A file of weights to score as they are, without training."""
+    checkpoint: Path | None = None
+    """A file for its state on the way through a long meta-training, from which it goes on."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,7 @@ class Bench:
         started = time.monotonic()
         result = TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed)
         training, scores = Training(), None
+        kept = _checkpoint(job)
         check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.reports else []
 
         def note(so_far: Training) -> None:
@@ -268,7 +272,7 @@ class Bench:
                 if job.weights:
                     learner.load_state_dict(load_file(job.weights))
                 else:
-                    note(self._train(learner, job, report, stopped, note))
+                    note(self._train(learner, job, kept, report, stopped, note))
                 trained = time.monotonic()
 
                 def race(so_far: Tensor) -> None:
@@ -305,7 +309,7 @@ class Bench:
             trained_tasks=training.tasks,
             planned_tasks=training.planned,
             cpu_seconds=training.cpu_seconds,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started + (kept.earlier if kept else 0.0),
         )
         if scores is None:
             return Done(result)
@@ -327,18 +331,20 @@ class Bench:
         self,
         learner: Learner,
         job: Job,
+        kept: Checkpoint | None,
         report: Report,
         stopped: Callable[[], bool],
         note: Callable[[Training], None],
     ) -> Training:
-        rungs = list(RUNGS) if job.reports else []
+        notes = kept.notes if kept else {}
         check = until(job.deadline, stopped)
 
         def at(training: Training) -> None:
             note(training)
             check()
-            if rungs and training.progress >= rungs[0]:
-                rung = rungs.pop(0)
+            passed = notes.get("rungs", 0)
+            if job.reports and passed < len(RUNGS) and training.progress >= RUNGS[passed]:
+                rung, notes["rungs"] = RUNGS[passed], passed + 1
                 n_tasks = min(RUNG_TASKS, job.n_tasks)
                 scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check())
                 learner.train()
@@ -355,7 +361,15 @@ class Bench:
             seed=job.seed,
             device=self.device,
             at=at,
+            checkpoint=kept,
         )
+
+
+def _checkpoint(job: Job) -> Checkpoint | None:
+    """Return where a job's meta-training is kept on its way, if it is."""
+    if job.checkpoint is None:
+        return None
+    return Checkpoint(job.checkpoint, {"params": job.params, "seed": job.seed, "budget": asdict(job.budget)})
 
 
 def assembled(space: Space, spec: TaskSpec, params: Params, seed: int) -> Learner:

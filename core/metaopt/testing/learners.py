@@ -242,6 +242,22 @@ def survives_a_state_dict_round_trip(cls: type[Learner]) -> None:
               "registered buffers", exactly=True)  # fmt: skip
 
 
+def goes_on_from_its_tensors(cls: type[Learner]) -> None:
+    """A fresh learner with the tensors of one in the midst of meta-training goes on as that one does."""
+    _needs_training(cls)
+    for setting in settings(cls):
+        learner, other = setting.build(), setting.build()
+        _train(learner, setting, range(2))
+        with torch.no_grad():
+            for name, tensor in _tensors(other).items():
+                tensor.copy_(_tensors(learner)[name])
+        for one in (learner, other):
+            _train(one, setting, range(2, 4))
+        for name, tensor in _tensors(other).items():
+            _same(tensor, _tensors(learner)[name], f"gone on from a checkpoint, {name} becomes another; keep what an "
+                  "outer step leaves for the next in parameters and registered buffers", exactly=True)  # fmt: skip
+
+
 def pickles_to_a_worker_process(cls: type[Learner]) -> None:
     """A learner and its Config can be pickled: both are importable, and hold no closures or open files."""
     for setting in settings(cls):
@@ -445,6 +461,7 @@ CHECKS: list[Callable[[Any], None]] = [
     adapts_in_the_steps_that_it_names,
     runs_in_float32_and_float64,
     survives_a_state_dict_round_trip,
+    goes_on_from_its_tensors,
     pickles_to_a_worker_process,
     batched_equals_the_loop,
     replayed_equals_the_loop,
@@ -456,6 +473,11 @@ CHECKS: list[Callable[[Any], None]] = [
     meta_training_lowers_its_loss,
     learns_a_separable_task,
 ]
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    """Return all that a checkpoint keeps of a learner, by name."""
+    return dict((*learner.named_parameters(), *learner.named_buffers()))
 
 
 def _task(tasks: TaskBatch, index: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from metaopt import checkpoint
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are provoked by Linux's own means")
 
 HERE = Path(__file__).parents[3] / "benchmarks" / "torture.py"
@@ -52,6 +54,14 @@ def alone(home: Path) -> Any:
     """Return studies that run in one process."""
     (home / "alone").mkdir()
     return torture.Victims(home / "alone")
+
+
+@pytest.fixture(scope="module")
+def long(home: Path) -> Any:
+    """Return studies whose trials have steps enough to be killed between them."""
+    (home / "long").mkdir()
+    study = torture.STUDY | {"name": "long", "outer": {"lr": None, "tasks_per_step": 2, "averaging": 0.9}}
+    return torture.Victims(home / "long", study)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +143,67 @@ def test_a_study_that_is_killed_while_a_worker_is_frozen_leaves_nothing_running(
     assert torture.end(process) == -signal.SIGKILL
     assert torture.gone(process, within=5)
     goes_on(two, folder)
+
+
+# Killed, and gone on with from a checkpoint
+
+
+LONG_DIES = {
+    "in a step": Moment("Learner.outer_step", nth=7),
+    "while it writes the first checkpoint": Moment("_sync_folder", nth=6),
+    "while it writes one": Moment("Checkpoint.keep", nth=9),
+    "at a rung": Moment("Ledger.report", nth=4),
+    "in a finalist": Moment("Learner.outer_step", nth=18),
+    "in the second finalist": Moment("Learner.outer_step", nth=23),
+    "after best/": Moment("_put", "return"),
+}
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY", -1.0)
+    monkeypatch.setattr(checkpoint, "COST", float("inf"))
+
+
+@pytest.mark.usefixtures("every_step")
+@pytest.mark.parametrize("moment", LONG_DIES.values(), ids=LONG_DIES)
+def test_a_study_of_long_trials_that_is_killed_goes_on_as_if_it_had_not_been(long: Any, moment: Any) -> None:
+    folder = long.folder()
+    assert torture.end(long.begin(folder, moment)) == -signal.SIGKILL, long.said(folder)
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors"))
+    assert len(kept) <= 2, kept
+    goes_on(long, folder)
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_worker_that_is_killed_in_a_long_trial_is_replaced_and_goes_on_with_it(two: Any) -> None:
+    folder = two.folder()
+    process = two.begin(folder, Moment("Checkpoint.keep", "return", nth=2, worker=True))
+    assert torture.end(process) == 0, two.said(folder)
+    assert two.acted(folder)
+    assert two.whole(folder) == []
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_long_trial_that_is_interrupted_goes_on(long: Any) -> None:
+    folder = long.folder()
+    act = partial(torture.signalled, signal.SIGINT)
+    process = long.begin(folder, Moment("Learner.outer_step", nth=7), act)
+    assert torture.end(process) == 130, long.said(folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["00001.safetensors"]
+    goes_on(long, folder)
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_disk_that_is_full_at_a_checkpoint_ends_a_study_in_a_sentence_and_it_goes_on(long: Any, disk: Path) -> None:
+    folder = disk / "run"
+    code = torture.end(long.begin(folder, Moment("Checkpoint.keep", nth=7), partial(torture.fill, disk)))
+    [sentence] = long.said(folder).splitlines()
+    assert (code, sentence.count("No space left on device")) == (2, 1), sentence
+    (disk / "filler").unlink()
+    goes_on(long, folder)
 
 
 # Interrupted

@@ -205,6 +205,21 @@ class AlwaysFloat64(Good):
         return super().forward(support_x, support_y, query_x).double()
 
 
+class CountsItsSteps(Good):
+    """Its steps become smaller by a count that is no tensor."""
+
+    traceable = False
+    count = 0
+
+    def outer_step(
+        self, batch: TaskBatch | Examples, executor: Executor, update: Callable[[Gradients], None]
+    ) -> Tensor:
+        self.count += 1
+        return super().outer_step(
+            batch, executor, lambda gradients: update({name: g / self.count for name, g in gradients.items()})
+        )
+
+
 class LearnsOutsideItsState(Good):
     """Keeps the sharpness that it learns in a plain number."""
 
@@ -744,6 +759,7 @@ FAULTS: Mapping[Check, tuple[type, ...]] = {
     learners.adapts_in_the_steps_that_it_names: (NamesNoField, TakesNoSteps),
     learners.runs_in_float32_and_float64: (AlwaysFloat64,),
     learners.survives_a_state_dict_round_trip: (LearnsOutsideItsState,),
+    learners.goes_on_from_its_tensors: (CountsItsSteps,),
     learners.pickles_to_a_worker_process: (HoldsAFunction,),
     learners.batched_equals_the_loop: (BranchesOnAValue, OtherWhenBatched, StreamsOtherwiseWhenBatched),
     learners.replayed_equals_the_loop: (ReadsProgress,),
