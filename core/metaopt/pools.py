@@ -4,7 +4,9 @@ A sampler that reads files derives from `ClassSampler`, takes `Split` as the bas
 `apart` and `fill`.
 """
 
+import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -16,7 +18,7 @@ from torch import Generator, Tensor
 
 from metaopt import seeds
 from metaopt.errors import UserError, unknown
-from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, in_folds
 
 GIVEN: Mapping[str, Pool] = {
     "train": "train",
@@ -129,6 +131,27 @@ class ClassSampler(TaskSampler):
 
     def examples(self, n: int, generator: Generator) -> Examples:
         return self.pools["train"].draw_examples(n, generator)
+
+    def folds(self, n: int) -> Sequence[TaskSampler]:
+        members = [*self.classes["train"], *self.classes["validation"]]
+        groups = [c.name if c.group is None else c.group for c in members]
+        what = "classes" if any(c.group is None for c in members) else "groups"
+        parts = in_folds(Counter(groups), n, what)
+        return [
+            self._trained_on(
+                [c for c, group in zip(members, groups, strict=True) if group not in part],
+                [c for c, group in zip(members, groups, strict=True) if group in part],
+            )
+            for part in parts
+        ]
+
+    def whole(self) -> TaskSampler:
+        return self._trained_on([*self.classes["train"], *self.classes["validation"]], self.classes["validation"])
+
+    def _trained_on(self, train: Sequence[Class], validation: Sequence[Class]) -> TaskSampler:
+        other = copy.copy(self)
+        other.fill(self.pools["train"].sources, {**self.classes, "train": train, "validation": validation})
+        return other
 
 
 def divide(labels: Labels, settings: Split) -> Pools:

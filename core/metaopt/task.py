@@ -161,6 +161,18 @@ class TaskSampler:
         """Return `n` labelled examples drawn from all train classes."""
         raise UserError(f"the task sampler {self.name!r} has no labelled classes, which this learner trains on")
 
+    def folds(self, n: int) -> Sequence["TaskSampler"]:
+        """Return `n` samplers of the classes of the train and validation pools, each with others to be scored on.
+
+        Each class stands in the validation pool of one of them and in the train pools of the others. Groups stay whole.
+        Raises UserError where there are too few.
+        """
+        raise UserError(f"the sampler {self.name!r} cannot divide its classes into folds; leave out evaluation.folds")
+
+    def whole(self) -> "TaskSampler":
+        """Return a sampler whose train pool holds the classes of the train and the validation pool."""
+        raise UserError(f"the sampler {self.name!r} cannot put its pools together; leave out final")
+
     def preprocessing(self, x_shape: tuple[int, ...]) -> Preprocessing:
         """Return what makes examples of shape `x_shape` for this sampler: of the class `made_by`, fitted."""
         return self.made_by(x_shape)
@@ -274,6 +286,24 @@ class ClassPool:
         # NumPy's large arrays stand on huge pages: thousands of page faults less a call, a fifth of its time.
         made = torch.from_numpy(np.empty(examples.shape, np.float32))
         return made.copy_(examples).div_(255)
+
+
+def in_folds(units: Mapping[str, int], n: int, what: str) -> list[set[str]]:
+    """Return the names of `units` in `n` folds of about as many classes each, of which `units` says how many one has.
+
+    Raises UserError where there are fewer units than folds.
+    """
+    if len(units) < n:
+        raise UserError(
+            f"evaluation.folds is {n} and the train and validation pools have {len(units)} {what} together; set it to "
+            f"{len(units)} or less"
+            if len(units) > 1
+            else f"evaluation.folds needs two {what} or more in the train and validation pools; leave it out"
+        )
+    folds: list[set[str]] = [set() for _ in range(n)]
+    for unit in sorted(units, key=lambda unit: (-units[unit], unit)):
+        min(folds, key=lambda fold: sum(units[one] for one in fold)).add(unit)
+    return folds
 
 
 def draw_tasks(sampler: TaskSampler, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:

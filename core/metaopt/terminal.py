@@ -198,6 +198,11 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
             f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
             f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
         )
+        if final := winner.get("final"):
+            out.print(
+                f"  meta-trained once more for that, on the train and validation classes together: "
+                f"{final['trained_tasks']:,} tasks, {final['cpu_seconds']:.0f} CPU s"
+            )
         if others := report.get("others"):
             out.print(
                 "  its other scores: " + ", ".join(f"{name} {other['mean']:.4g}" for name, other in others.items())

@@ -88,6 +88,10 @@ class Training:
     planned: int = 0
     cpu_seconds: float = 0.0
 
+    def __add__(self, other: "Training") -> "Training":
+        """Return what both took."""
+        return Training(self.tasks + other.tasks, self.planned + other.planned, self.cpu_seconds + other.cpu_seconds)
+
     @property
     def progress(self) -> float:
         """The share of the planned tasks that is done."""

@@ -4,7 +4,7 @@ The setting of Lampert, Nickisch & Harmeling (2009, "Learning to detect unseen o
 transfer"), in tasks: the support set holds a row of attributes for each class, and the queries are its examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import UserError
-from metaopt.pools import Class, ClassSampler, Split
+from metaopt.pools import Class, ClassSampler, Pools, Split
 from metaopt.task import POOLS, ClassPool, TaskSpec
 from metaopt_tasks.arrays import Arrays, read_arrays
 from metaopt_tasks.files import find
@@ -53,12 +53,18 @@ class Attributes(ClassSampler):
             raise UserError(f"{path} is no file of several arrays; give one that ends in .npz or .safetensors")
         shared = {key: value for key, value in asdict(config).items() if key not in {"attributes", "classes"}}
         labelled = Arrays(Arrays.Config(**shared))
-        self.classes = labelled.classes
-        rows = _rows(path, config)
-        self.n_attributes = len(next(iter(rows.values())))
-        self.pools = {
-            pool: _described(path, labelled.pools[pool], labelled.classes[pool], rows, config) for pool in POOLS
-        }
+        self._rows = _rows(path, config)
+        self.n_attributes = len(next(iter(self._rows.values())))
+        self.fill(labelled.pools["train"].sources, labelled.classes)
+
+    def fill(self, examples: Tensor, pools: Pools) -> None:
+        super().fill(examples, pools)
+        for pool in POOLS:
+            for c in self.classes[pool]:
+                if c.name not in self._rows:
+                    what = f"{self.config.file}: no row of {self.config.attributes}"
+                    raise UserError(f"{what} describes the class {c.name!r}; add one")
+        self.pools = {pool: _described(self.pools[pool], self.classes[pool], self._rows) for pool in POOLS}
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
         if n_shot != 1:
@@ -87,12 +93,8 @@ def _rows(path: Path, config: Attributes.Config) -> dict[str, Tensor]:
     return dict(zip(names_of_rows, torch.from_numpy(given.astype(np.float32)), strict=True))
 
 
-def _described(
-    path: Path, pool: ClassPool, classes: Sequence[Class], rows: dict[str, Tensor], config: Attributes.Config
-) -> ClassPool:
-    for c in classes:
-        if c.name not in rows:
-            raise UserError(f"{path}: no row of {config.attributes} describes the class {c.name!r}; add one")
+def _described(pool: ClassPool, classes: Sequence[Class], rows: Mapping[str, Tensor]) -> ClassPool:
+    """Return a pool whose support sets hold the rows that describe its classes."""
     descriptions = torch.stack([rows[c.name] for c in classes]) if classes else None
     members = [torch.from_numpy(c.rows) for c in classes]
     groups = None if pool.groups is None else pool.groups.tolist()

@@ -11,7 +11,9 @@ images_background: people 4.5, Bayesian program learning 3.3, a convolutional ne
 """
 
 import contextlib
+import copy
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
@@ -29,7 +31,7 @@ from torch import Generator, Tensor
 
 from metaopt import cache
 from metaopt.errors import UserError, unknown
-from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
+from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec, in_folds
 from metaopt_tasks.images import Pictures
 
 ORIGIN = "https://github.com/brendenlake/omniglot/tree/master/python"
@@ -90,9 +92,12 @@ class Omniglot(TaskSampler):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        classes = _classes(config)
-        images = once(lambda source: _images(source, config.size))
-        self.pools = {pool: _class_pool(classes[pool], images, config.size) for pool in POOLS}
+        self._images = once(lambda source: _images(source, config.size))
+        self._fill(_classes(config))
+
+    def _fill(self, classes: "Mapping[Pool, Sequence[_Class]]") -> None:
+        self.classes = classes
+        self.pools = {pool: _class_pool(classes[pool], self._images, self.config.size) for pool in POOLS}
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
         x_shape = (1, self.config.size, self.config.size)
@@ -108,6 +113,33 @@ class Omniglot(TaskSampler):
 
     def examples(self, n: int, generator: Generator) -> Examples:
         return self.pools["train"].draw_examples(n, generator)
+
+    def folds(self, n: int) -> Sequence[TaskSampler]:
+        trained, scored = self._all()
+        parts = in_folds(Counter(cls.alphabet for cls in scored), n, "alphabets")
+        return [
+            self._trained_on(
+                [cls for cls in trained if cls.alphabet not in part], [cls for cls in scored if cls.alphabet in part]
+            )
+            for part in parts
+        ]
+
+    def whole(self) -> TaskSampler:
+        return self._trained_on(self._all()[0], self.classes["validation"])
+
+    def _all(self) -> "tuple[list[_Class], list[_Class]]":
+        """Return the classes of the train and validation pools, as they are to train on and to be scored on."""
+        classes = [*self.classes["train"], *self.classes["validation"]]
+        if self.config.split:
+            return classes, classes
+        upright = [cls for cls in classes if not cls.turns]
+        turns = range(4 if self.config.rotations else 1)
+        return [cls._replace(turns=turn) for cls in upright for turn in turns], upright
+
+    def _trained_on(self, train: "Sequence[_Class]", validation: "Sequence[_Class]") -> TaskSampler:
+        other = copy.copy(self)
+        other._fill({**self.classes, "train": train, "validation": validation})
+        return other
 
     @classmethod
     def benchmark(cls, name: str, config: Any, x_shape: tuple[int, ...]) -> tuple[TaskSpec, TaskBatch]:

@@ -28,6 +28,10 @@ def compare(
     _, bench, _ = loaded[0]
     for folder, (_, other, _) in zip(folders[1:], loaded[1:], strict=True):
         _refuse_others(folders[0], bench.study.to_dict(), folder, other.study.to_dict())
+    for folder, (_, other, _) in zip(folders, loaded, strict=True):
+        if pool == "validation" and other.study.final:
+            raise UserError(f"{folder} was meta-trained on the classes of the validation pool, too (final); "
+                            "compare it with --pool test")  # fmt: skip
     bench.check()
     scores = [bench.decided(bench.score(learner, pool, f"compare {seed}", n_tasks)) for learner, _, _ in loaded]
     values = [bench.decisive.contributions(one.per_task) for one in scores]

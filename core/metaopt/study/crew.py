@@ -204,8 +204,13 @@ class Workers(Crew):
 
     def _time(self, job: Job) -> float:
         """Return the seconds that a job may take."""
-        limit = self.bench.study.limits.time or math.inf
-        return limit * max(1.0, job.n_tasks / self.bench.study.evaluation.tasks)
+        study = self.bench.study
+        limit = study.limits.time or math.inf
+        longer = max(1.0, job.n_tasks / study.evaluation.tasks)
+        if job.final:
+            sizes = ((job.budget.tasks, study.budget.tasks), (job.budget.cpu_seconds, study.budget.cpu_seconds))
+            longer *= next((max(1.0, final / usual) for final, usual in sizes if final and usual), math.inf)
+        return limit * longer
 
     def _bury(self, link: Connection, reason: str | None = None) -> Done:
         """Replace a worker that died, or that must, and return its job as failed."""

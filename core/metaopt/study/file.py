@@ -51,6 +51,7 @@ KEYS = (
     "timeout",
     "budget",
     "evaluation",
+    "final",
     "strategy",
     "sampler",
     "warm_start",
@@ -132,11 +133,13 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many tasks score a trial, how many trials are finalists, how often each of these is meta-trained anew, and
-    how many fresh tasks score those.
+    """How many tasks score a trial, in how many folds, how many trials are finalists, how often each of these is
+    meta-trained anew, and how many fresh tasks score those.
     """
 
     tasks: int = 200
+    folds: int = 0
+    """0: on the validation pool; otherwise the classes of the train and validation pools take turns in being that."""
     finalists: int = 3
     repeats: int = 1
     report_tasks: int = 1000
@@ -164,7 +167,8 @@ class Limits:
     """What a trial in a process of its own may take; None for no limit."""
 
     time: float | None = None
-    """Seconds by the wall clock; for a finalist as many times more as it is scored on more tasks."""
+    """Seconds by the wall clock; as many times more for a finalist as it is scored on more tasks, and for the winner as
+    `final` is longer than the budget, or without a limit where the two are not in one unit."""
     memory: int | None = None
     """Bytes that it may allocate, on the host."""
 
@@ -187,6 +191,8 @@ class Study:
     """Seconds for all of it, finalists and report included; None for no limit."""
     budget: Budget
     evaluation: Evaluation
+    final: Budget | None
+    """For which the winner is meta-trained once more, on the train and the validation pool together; None: not."""
     strategy: str
     """How the next trial is chosen: by one model of the whole space, or by a bandit over learners."""
     sampler: str
@@ -235,8 +241,9 @@ class Study:
             "transductive": self.transductive,
             "trials": self.trials,
             "timeout": self.timeout,
-            "budget": {key: value for key, value in asdict(self.budget).items() if value is not None},
+            "budget": _of_budget(self.budget),
             "evaluation": asdict(self.evaluation),
+            "final": self.final and _of_budget(self.final),
             "strategy": self.strategy,
             "sampler": self.sampler,
             "warm_start": list(self.warm_start),
@@ -370,6 +377,10 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         precision=top.get("precision", _one_of(*get_args(Precision)), "float32"),
     )
     objectives = _objectives(top, registry, tasks.sampler, kind)
+    budget, evaluation = _budget(top, "budget"), _evaluation(top)
+    if raw.get("search_on") == "test" and (evaluation.folds or raw.get("final") is not None):
+        top.fail("evaluation.folds" if evaluation.folds else "final", "the train and validation pools are divided or "
+                 "put together, and this study searches on the test pool; leave out one of the two")  # fmt: skip
     return Study(
         name=name,
         tasks=tasks,
@@ -380,8 +391,9 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         transductive=transductive,
         trials=top.get("trials", _whole(1), 30),
         timeout=top.get("timeout", duration, None),
-        budget=_budget(top),
-        evaluation=_evaluation(top),
+        budget=budget,
+        evaluation=evaluation,
+        final=_budget(top, "final") if raw.get("final") is not None else budget if evaluation.folds else None,
         strategy=top.get("strategy", _one_of(*STRATEGIES), "joint" if raw.get("sampler") == "qmc" else STRATEGIES[0]),
         sampler=top.get("sampler", _one_of(*SAMPLERS), next(iter(SAMPLERS))),
         warm_start=top.get("warm_start", _paths, ()),
@@ -673,8 +685,12 @@ def _narrowed(section: _Mapping, config: type, given: Mapping[str, Any], every: 
     return ranges
 
 
-def _budget(top: _Mapping) -> Budget:
-    budget = _Mapping(top.where, "budget", top.get("budget", lambda value: value, {"tasks": 4000}))
+def _of_budget(budget: Budget) -> dict[str, Any]:
+    return {key: value for key, value in asdict(budget).items() if value is not None}
+
+
+def _budget(top: _Mapping, key: str) -> Budget:
+    budget = _Mapping(top.where, key, top.get(key, lambda value: value, {"tasks": 4000}))
     budget.only(["tasks", "cpu_seconds"])
     if len(budget.raw) != 1:
         budget.fail("", "give one of the two, {tasks: 4000} or {cpu_seconds: 10}")
@@ -684,7 +700,11 @@ def _budget(top: _Mapping) -> Budget:
 def _evaluation(top: _Mapping) -> Evaluation:
     evaluation = _Mapping(top.where, "evaluation", top.get("evaluation", lambda value: value, {}))
     evaluation.only([field.name for field in fields(Evaluation)])
-    least = {"tasks": 2, "finalists": 1, "repeats": 1, "report_tasks": 2}  # of one task there is no interval
+    folds: int = evaluation.get("folds", _whole(0), Evaluation.folds)
+    if folds == 1:
+        evaluation.fail("folds", "one fold leaves nothing to train on; set 2 or more, or 0 for the validation pool")
+    # Of one task there is no interval.
+    least = {"tasks": max(2, folds), "folds": 0, "finalists": 1, "repeats": 1, "report_tasks": max(2, folds)}
     return Evaluation(
         **{
             field.name: evaluation.get(field.name, _whole(least[field.name]), field.default)

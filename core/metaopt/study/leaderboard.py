@@ -42,7 +42,16 @@ SHAPE: dict[str, Any] = {
     "search_on": str,
     "transductive": bool,
     "trials": {"complete": int, "pruned": int, "failed": int},
-    "finalists": [_ENTRY | {"rank": int, "fresh": (_SCORE, None), "report": (_SCORE, None), "behind": (_APART, None)}],
+    "finalists": [
+        _ENTRY
+        | {
+            "rank": int,
+            "fresh": (_SCORE, None),
+            "report": (_SCORE, None),
+            "behind": (_APART, None),
+            "final": ({"trained_tasks": int, "cpu_seconds": float}, ...),
+        }
+    ],
     "learners": {...: _ENTRY},
     "tested": [{"what": str, "trial": int, "tasks": int}],
     "failures": [{"learner": str, "reason": str, "trials": int}],
@@ -106,6 +115,7 @@ def build(
     seconds: float,
     status: str,
     tested: Sequence[Mapping[str, Any]] = (),
+    final: TrialResult | None = None,
 ) -> dict[str, Any]:
     """Return the leaderboard as `leaderboard.json` holds it.
 
@@ -116,7 +126,7 @@ def build(
     With several objectives these are by the one that the study prefers, each score has `others`, and `front` lists
     every trial that none beats in all. `tested` is every time that the test pool was scored. Without `report` the study
     was interrupted or nothing came of it, and the best trials stand in the finalists' place. `fallen` are finalists
-    that failed when meta-trained anew.
+    that failed when meta-trained anew; `final` is what the winner took when it was meta-trained on all classes.
     """
     study = bench.study
     states = Counter(result.state for result in results)
@@ -127,6 +137,8 @@ def build(
         entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh, "behind": behind})
     if report:
         entries[0]["report"] = score(bench.decided(report), "test")
+        if final:
+            entries[0]["final"] = {"trained_tasks": final.trained_tasks, "cpu_seconds": final.cpu_seconds}
     else:
         best = ranked(bench, results)[: study.evaluation.finalists]
         entries = [_entry(bench, result) | {"fresh": None, "report": None, "behind": None} for result in best]

@@ -67,6 +67,7 @@ class Model:
 
 def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: dict[str, Any]) -> None:
     """Write the winner's folder, whole: made beside the old one, then put in its place."""
+    bench = bench.last
     preprocessing = bench.sampler.preprocessing(bench.spec.x_shape)
     winner = board["finalists"][0]
     config = {
@@ -173,7 +174,7 @@ def load_with_bench(folder: Path, registry: Registry, device: torch.device) -> t
     """
     folder = _folder(folder)
     config, tensors = _read(folder, device)
-    bench = Bench(_resolved(folder, config["study"], config, registry), registry, device)
+    bench = Bench(_resolved(folder, config["study"], config, registry), registry, device).last
     try:
         spec = bench.drawn(config["params"])
     except (AttributeError, TypeError) as error:

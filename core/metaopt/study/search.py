@@ -90,21 +90,30 @@ def run(
             else Alone(bench, ledger.report, stopped)
         )
         report: Scores | None = None
+        done: Done | None = None
         try:
             _search(bench, ledger, crew, watcher, stopped, end)
             finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, end)
             if finalists and not stopped():
-                watcher.phase(f"scoring the winner on {len(finalists[0].fresh.per_task)} test tasks")
-                report = _report(bench, finalists[0], crew, folder, fallen)
+                n_tasks = len(finalists[0].fresh.per_task)
+                if bench.study.final:
+                    watcher.phase(f"meta-training the winner on all classes, and scoring it on {n_tasks} test tasks")
+                else:
+                    watcher.phase(f"scoring the winner on {n_tasks} test tasks")
+                done = _report(bench, finalists[0], crew, folder, fallen)
+                report = _mean(bench, [done]) if done else None
         finally:
             crew.close()
         seconds = spent + time.monotonic() - started
         status = "finished" if report else "interrupted" if stopped() else "failed"
         finalists = finalists if report else []
         board = leaderboard.build(
-            bench, ledger.results, finalists, fallen, report, seconds, status, tested.read(folder)
-        )
-        if report:
+            bench, ledger.results, finalists, fallen, report, seconds, status, tested.read(folder),
+            final=done.result if done and bench.study.final else None,
+        )  # fmt: skip
+        if done and bench.study.final:
+            model.save(folder / "best", bench, done.result, _final_weights(folder), board)
+        elif done:
             model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
         if status != "interrupted":
@@ -181,7 +190,18 @@ def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, crew: Crew) -
         bench.study.evaluation.repeats * (result.seconds - result.evaluation_seconds + seconds)
         for result, seconds in zip(chosen, scoring, strict=True)
     ]
-    return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring))
+    last = max(_of_final(bench, result) for result in chosen)
+    return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring) + last)
+
+
+def _of_final(bench: Bench, result: TrialResult) -> float:
+    """Return the seconds for meta-training a trial's pipeline as the winner's, as far as its own training tells."""
+    final, training = bench.study.final, result.seconds - result.evaluation_seconds
+    if final is None:
+        return 0.0
+    if final.cpu_seconds:
+        return final.cpu_seconds * (training / result.cpu_seconds if result.cpu_seconds else 1.0)
+    return training * (final.tasks or 0) / max(1, result.trained_tasks)
 
 
 def _fitting(
@@ -296,11 +316,19 @@ def _mean(bench: Bench, repeats: Sequence[Done]) -> Scores:
     return replace(mean(bench.objective, [done.per_task for done in repeats]), others=others)
 
 
-def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: list[TrialResult]) -> Scores | None:
-    """Score the winner on test tasks and record it; None where that was interrupted or failed, which joins `fallen`."""
-    kept, n_tasks = winner.repeats[0].result, len(winner.fresh.per_task)
-    unused = Budget(tasks=1)
-    job = Job(kept.number, kept.params, kept.seed, unused, "test", "report", n_tasks, weights=winner.weights)
+def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: list[TrialResult]) -> Done | None:
+    """Score the winner on test tasks and record it; None where that was interrupted or failed, which joins `fallen`.
+
+    Where the study says `final`, the winner is meta-trained once more for that, on all classes that it may see.
+    """
+    kept, n_tasks, study = winner.repeats[0].result, len(winner.fresh.per_task), bench.study
+    job = Job(kept.number, kept.params, kept.seed, Budget(tasks=1), "test", "report", n_tasks, weights=winner.weights)
+    if study.final:
+        seed, path = finalist_seed(bench, kept.number, study.evaluation.repeats), _final_weights(folder)
+        job = replace(
+            job, seed=seed, budget=study.final, final=True, weights=None, save_to=path,
+            checkpoint=path.with_suffix(".checkpoint"),
+        )  # fmt: skip
     for _ in range(ATTEMPTS):
         crew.start(job)
         done: list[Done] = []
@@ -316,4 +344,9 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
     write_scores(folder / REPORT_SCORES, scored.per_task, scored.others)
     tested.begin(folder)
     tested.note(folder, "report", trial=kept.number, tasks=n_tasks)
-    return _mean(bench, done)
+    return scored
+
+
+def _final_weights(folder: Path) -> Path:
+    """Return the file for the weights of a winner that was meta-trained once more."""
+    return folder / FINALISTS / "final.safetensors"

@@ -3,7 +3,7 @@
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from metaopt.executor import Executor, Loop, choose, trainable
 from metaopt.files import whole
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Encoder
+from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import TURNS, Params, Space, section
@@ -97,6 +98,8 @@ class Job:
     """A file for the weights."""
     weights: Path | None = None
     """A file of weights to score as they are, without training."""
+    final: bool = False
+    """Whether this trains the winner: not in folds, but on all the classes that it may be trained on."""
     checkpoint: Path | None = None
     """A file for its state on the way through a long meta-training, from which it goes on."""
 
@@ -109,6 +112,20 @@ class Done:
     per_task: tuple[float, ...] = ()
     others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Scores task by task by the other objectives of a study that has several."""
+
+
+@dataclass
+class _Course:
+    """How a job goes, whatever ends it."""
+
+    training: Training = field(default_factory=Training)
+    """Over all folds so far."""
+    parameters: int = 0
+    raced: int = 0
+    """Tasks after which it was stopped in its evaluation."""
+    evaluation_seconds: float = 0.0
+    earlier: float = 0.0
+    """Seconds that it took before it was taken up from a checkpoint."""
 
 
 class Stop(Exception):  # noqa: N818 - not an error
@@ -127,6 +144,18 @@ class Bench:
         self.decisive = next(one for one in (self.objective, *self.others) if one.name == study.objective)
         """The objective by which finalists are ranked."""
         self.spec, self.train_spec = study.tasks.specs(self.sampler)
+        folds = study.evaluation.folds
+        self.folds: list[Bench] = [self._on(sampler) for sampler in self.sampler.folds(folds)] if folds else [self]
+        """On each of which a trial is meta-trained, and scored on the classes that this one keeps for that."""
+        self.last: Bench = self._on(self.sampler.whole()) if study.final else self
+        """On which the winner is meta-trained."""
+
+    def _on(self, sampler: TaskSampler) -> "Bench":
+        """Return a bench of the same study on other pools."""
+        other = object.__new__(Bench)  # a copy would be made of the study, as for another process
+        vars(other).update(vars(self), sampler=sampler, folds=[other], last=other)
+        other.spec, other.train_spec = self.study.tasks.specs(sampler)
+        return other
 
     def __reduce__(self) -> tuple[Callable[..., "Bench"], tuple[dict[str, Any], str]]:
         return _reopen, (self.study.to_dict(), str(self.device))
@@ -147,11 +176,13 @@ class Bench:
         """Raise UserError where the pools cannot give the study's tasks, or an encoder does not suit the examples."""
         searched = self.study.space.tasks
         largest = {name: max(one[name] for one in tune.extremes({name: searched[name]})) for name in searched}
-        for drawing in (dict[str, Any](), largest, *tune.extremes(searched)):
-            self.sampler.check("train", self.drawn({f"tasks.{name}": value for name, value in drawing.items()}))
-        pools: tuple[Pool, ...] = ("validation", "test")
-        for pool in pools:
-            self.sampler.check(pool, self.spec)
+        for bench in dict.fromkeys((*self.folds, self.last)):
+            for drawing in (dict[str, Any](), largest, *tune.extremes(searched)):
+                chosen = {f"tasks.{name}": value for name, value in drawing.items()}
+                bench.sampler.check("train", bench.drawn(chosen))
+        for fold in self.folds:
+            fold.sampler.check("validation", fold.spec)
+        self.sampler.check("test", self.spec)
         for objective in (self.objective, *self.others):
             objective.check(self.spec)
         if any(objective.fits_temperature for objective in (self.objective, *self.others)):
@@ -253,47 +284,11 @@ class Bench:
 
         Whatever a learner raises, or a score that is not finite, fails the trial and is its reason.
         """
-        started = time.monotonic()
+        started, course = time.monotonic(), _Course()
         result = TrialResult(job.number, "failed", job.params["learner"], job.params, job.seed)
-        training, scores = Training(), None
-        kept = _checkpoint(job)
-        check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.reports else []
-
-        def note(so_far: Training) -> None:
-            nonlocal training
-            training = so_far
-
+        scores: Scores | None = None
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.derive(job.seed, "train"))
-                learner = self.build(job.params, job.seed)
-                parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
-                result = replace(result, parameters=parameters)
-                if job.weights:
-                    learner.load_state_dict(load_file(job.weights))
-                else:
-                    note(self._train(learner, job, kept, report, stopped, note))
-                trained = time.monotonic()
-
-                def race(so_far: Tensor) -> None:
-                    nonlocal result
-                    check()
-                    if looks and len(so_far) >= looks[0]:
-                        while looks and len(so_far) >= looks[0]:
-                            looks.pop(0)
-                        if report(1.0, tuple(so_far.tolist())):
-                            result = replace(result, tasks=len(so_far))
-                            raise Stop(f"beaten by the best so far on {len(so_far)} of {job.n_tasks} tasks")
-
-                scores = self.score(learner, job.pool, job.purpose, job.n_tasks, race)
-                result = replace(result, evaluation_seconds=time.monotonic() - trained)
-            if job.save_to:
-                tensors = {  # copies, as one tensor under two names cannot be saved
-                    name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-                    for name, tensor in learner.state_dict().items()
-                }
-                with whole(job.save_to) as temporary:
-                    temporary.write_bytes(as_bytes(tensors))  # whose errors are those of the disk
+            scores = self._carry_out(job, course, report, stopped)
         except Stop as stop:
             result = replace(result, state="pruned", reason=str(stop))
         except TrialError as error:
@@ -306,10 +301,13 @@ class Bench:
             result = replace(result, reason=f"{type(error).__name__} at {where}: {_first_line(error)}")
         result = replace(
             result,
-            trained_tasks=training.tasks,
-            planned_tasks=training.planned,
-            cpu_seconds=training.cpu_seconds,
-            seconds=time.monotonic() - started + (kept.earlier if kept else 0.0),
+            parameters=course.parameters,
+            trained_tasks=course.training.tasks,
+            planned_tasks=course.training.planned,
+            cpu_seconds=course.training.cpu_seconds,
+            evaluation_seconds=course.evaluation_seconds,
+            tasks=course.raced,
+            seconds=time.monotonic() - started + course.earlier,
         )
         if scores is None:
             return Done(result)
@@ -326,6 +324,66 @@ class Bench:
         )
         per_task = {name: tuple(other.per_task.tolist()) for name, other in scores.others.items()}
         return Done(result, tuple(scores.per_task.tolist()), per_task)
+
+    def _carry_out(self, job: Job, course: "_Course", report: Report, stopped: Callable[[], bool]) -> Scores:
+        """Meta-train and score a job's pipeline, fold by fold, and note in `course` how it goes."""
+        benches = [self.last] if job.final else self.folds
+        sizes = [job.n_tasks // len(benches) + (at < job.n_tasks % len(benches)) for at in range(len(benches))]
+        kept = _checkpoint(job) if len(benches) == 1 else None
+        check, looks = until(job.deadline, stopped), looks_at(job.n_tasks) if job.reports else []
+        budget, parts = _shared(job.budget, len(benches)), list[Scores]()
+
+        def race(so_far: Tensor) -> None:
+            check()
+            per_task = torch.cat([*(part.per_task for part in parts), so_far])
+            if looks and len(per_task) >= looks[0]:
+                while looks and len(per_task) >= looks[0]:
+                    looks.pop(0)
+                if report(1.0, tuple(per_task.tolist())):
+                    course.raced = len(per_task)
+                    raise Stop(f"beaten by the best so far on {course.raced} of {job.n_tasks} tasks")
+
+        for bench, n_tasks in zip(benches, sizes, strict=True):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds.derive(job.seed, "train"))
+                learner = bench.build(job.params, job.seed)
+                course.parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+                if job.weights:
+                    learner.load_state_dict(load_file(job.weights))
+                else:
+                    before = course.training
+
+                    def note(training: Training, before: Training = before) -> None:
+                        course.training = before + training
+                        course.earlier = kept.earlier if kept else 0.0
+
+                    part = replace(job, budget=budget, reports=job.reports and len(benches) == 1)
+                    trained = bench._train(learner, part, kept, report, stopped, note)
+                    note(trained)
+                    budget = Budget(tasks=trained.tasks, planned=trained.planned)  # for the other folds, alike
+                started = time.monotonic()
+                parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race))
+                course.evaluation_seconds += time.monotonic() - started
+        if job.save_to and len(benches) == 1:
+            tensors = {  # copies, as one tensor under two names cannot be saved
+                name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in learner.state_dict().items()
+            }
+            with whole(job.save_to) as temporary:
+                temporary.write_bytes(as_bytes(tensors))  # whose errors are those of the disk
+        return self._together(parts)
+
+    def _together(self, parts: Sequence[Scores]) -> Scores:
+        """Return the scores on all the tasks that folds were scored on."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def joined(objective: MetaObjective, parts: Sequence[Scores]) -> Scores:
+            per_task = torch.cat([part.per_task for part in parts])
+            return Scores(per_task, sum(part.not_finite for part in parts), objective.contributions(per_task))
+
+        others = {other.name: joined(other, [part.others[other.name] for part in parts]) for other in self.others}
+        return replace(joined(self.objective, parts), others=others)
 
     def _train(
         self,
@@ -363,6 +421,14 @@ class Bench:
             at=at,
             checkpoint=kept,
         )
+
+
+def _shared(budget: Budget, n: int) -> Budget:
+    """Return one of `n` equal shares of a budget."""
+    if n == 1:
+        return budget
+    tasks, planned = (number and max(1, number // n) for number in (budget.tasks, budget.planned))
+    return Budget(tasks, budget.cpu_seconds and budget.cpu_seconds / n, planned)
 
 
 def _checkpoint(job: Job) -> Checkpoint | None:
