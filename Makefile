@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture fuzz wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-search torture fuzz wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -22,6 +22,7 @@ help:
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
+	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
@@ -65,6 +66,9 @@ optimizers: .venv/metaopt
 reproduce: .venv/metaopt
 	$(BIN)/python docs/reproduce.py
 	$(BIN)/python docs/fill_readme.py
+
+challenge: .venv/metaopt
+	$(BIN)/python docs/challenge.py
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
