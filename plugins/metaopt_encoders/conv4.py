@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metaopt import tune
 from metaopt.errors import UserError
-from metaopt.nn import ChannelsLast, Encoder
+from metaopt.nn import ChannelsLast, ConvBlock, Encoder
 
 BLOCKS = 4
 
@@ -46,7 +46,7 @@ class Conv4(Encoder):
         self.map_shape = (config.width, sides[0], sides[1])
         self.n_features = prod(self.map_shape)
 
-    def _block(self, n_in: int, n_out: int) -> nn.Sequential:
+    def _block(self, n_in: int, n_out: int) -> ConvBlock:
         stride = 2 if self.config.pool == "stride" else 1
         layers: list[nn.Module] = [nn.Conv2d(n_in, n_out, 3, stride, padding=1)]
         if self.config.pool == "max":
@@ -58,7 +58,7 @@ class Conv4(Encoder):
         layers.append(nn.ReLU())
         if self.config.pool == "max":
             layers.append(nn.MaxPool2d(2))
-        return nn.Sequential(*layers)
+        return ConvBlock(*layers)
 
     def maps(self, x: Tensor) -> Tensor:
         """Return features on their grid: (n, channels, height, width) to (n, *map_shape)."""
