@@ -25,7 +25,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # brings in what takes seconds to import
 
-    graph_module = make_fx(functionalize(function))(*inputs)
+    operators = make_fx(function)(*inputs)
+    graph_module = make_fx(functionalize(operators))(*inputs)  # the first knows an operator's own derivatives, too
     clean(graph_module.graph)
     graph_module.recompile()
     replay: Callable[..., Sequence[Tensor]] = graph_module.forward

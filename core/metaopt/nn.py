@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import grad
-from torch.nn.functional import conv2d, max_pool2d, pad
 
 from metaopt.errors import UserError
 
@@ -77,87 +76,6 @@ class _ToChannelsLast(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
         return x, in_dims[0]
-
-
-class ConvBlock(nn.Sequential):
-    """Convolution, normalisation, ReLU and perhaps max-pooling: torch's layers, computed in an order that is faster.
-
-    It holds torch's own layers in the textbook's order, and equals them in all derivatives. What differs: pictures lie
-    in memory with the channels last, in which max-pooling is some ten times faster; a first layer, of a few channels,
-    is one matrix product of patches; its statistics come from the moments of the patches, which are far fewer numbers
-    than what it gives; and max-pooling, which commutes with what does not fall, comes before the normalisation's scale
-    and shift, the bias and ReLU, for which that leaves a quarter of the work. A channel whose scale is negative is
-    convolved with the opposite weights. Only operators that torch differentiates and `vmap` batches take part.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, n_in, height, width) to (n, n_out, height', width')."""
-        conv = next(layer for layer in self if isinstance(layer, nn.Conv2d))
-        norm = next((layer for layer in self if isinstance(layer, (nn.GroupNorm, nn.BatchNorm2d))), None)
-        pool = next((layer for layer in self if isinstance(layer, nn.MaxPool2d)), None)
-        weight, bias = conv.weight, conv.bias
-        assert bias is not None
-        gamma = None if norm is None else norm.weight
-        if pool is not None and gamma is not None:
-            sign = torch.where(gamma.detach() < 0, -1.0, 1.0).to(gamma)
-            weight, bias, gamma = weight * sign[:, None, None, None], bias * sign, gamma * sign
-        if conv.in_channels * 9 < conv.out_channels:
-            maps, mean, variance = _first(x, weight, bias, conv, norm)
-        else:
-            maps = conv2d(x, weight, None, conv.stride, conv.padding)
-            mean, variance = _moments(maps, bias, norm)
-        if pool is not None:
-            maps = max_pool2d(maps, pool.kernel_size, pool.stride)
-        if norm is None or mean is None or variance is None or gamma is None:
-            return (maps + bias[:, None, None]).relu()
-        scale = gamma * (variance + norm.eps).rsqrt()  # (n_out,) or (n, n_out)
-        shift = norm.bias + (bias - mean) * scale
-        return torch.addcmul(shift[..., None, None], maps, scale[..., None, None]).relu()
-
-
-def _first(
-    x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, norm: nn.Module | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return a convolution without its bias, and the moments with it, of pictures of few channels; see `_moments`."""
-    n_out = len(weight)
-    (stride, _), (padding, _), (size, _) = conv.stride, conv.padding, conv.kernel_size
-    windows = pad(x, (int(padding),) * 4).unfold(2, size, stride).unfold(3, size, stride)
-    n, _, height, width = windows.shape[:4]
-    patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(n, height * width, -1)  # (n, n_pixels, n_in * size²)
-    # Contiguous, or torch takes its gradient by a product in the order that is seven times slower.
-    columns = weight.flatten(1).T.contiguous()  # (n_in * size², n_out)
-    maps = (patches.flatten(0, 1) @ columns).view(n, height, width, n_out).permute(0, 3, 1, 2)
-    if norm is None:
-        return maps, None, None
-    if isinstance(norm, nn.BatchNorm2d):
-        centre = patches.mean((0, 1))  # (n_in * size²,)
-        off = patches - centre
-        covariance = (off.mT @ off).sum(0) / (n * height * width)
-        return maps, centre @ columns + bias, ((covariance @ columns) * columns).sum(0)
-    centres = patches.mean(1)  # (n, n_in * size²)
-    off = patches - centres[:, None]
-    covariances = off.mT @ off / (height * width)  # (n, n_in * size², n_in * size²)
-    of_channel = centres @ columns + bias  # (n, n_out)
-    mean = of_channel.mean(1, keepdim=True)
-    within = covariances.flatten(1) @ (columns @ columns.T).flatten() / n_out  # (n,)
-    return maps, mean, within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
-
-
-def _moments(maps: Tensor, bias: Tensor, norm: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and variance of `maps + bias`: (n_out,) over a batch, (n, 1) over each example, none without a norm.
-
-    In one pass each, by the mean of squares: where maps are nearly constant this loses digits, which no sum of squares
-    below the variance, as of activations that were normalised before, brings near the norm's epsilon.
-    """
-    if norm is None:
-        return None, None
-    if isinstance(norm, nn.BatchNorm2d):
-        mean, squares = maps.mean((0, 2, 3)), maps.square().mean((0, 2, 3))  # (n_out,)
-        return mean + bias, (squares - mean.square()).clamp(min=0)
-    of_channel, squares = maps.mean((2, 3)), maps.square().mean((1, 2, 3))  # (n, n_out), (n,)
-    mean = (of_channel + bias).mean(1, keepdim=True)
-    with_bias = squares[:, None] + (bias * (2 * of_channel + bias)).mean(1, keepdim=True)
-    return mean, (with_bias - mean.square()).clamp(min=0)
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:

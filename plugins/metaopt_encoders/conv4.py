@@ -7,8 +7,9 @@ from math import prod
 from torch import Tensor, nn
 
 from metaopt import tune
+from metaopt.convolution import ConvBlock
 from metaopt.errors import UserError
-from metaopt.nn import ChannelsLast, ConvBlock, Encoder
+from metaopt.nn import ChannelsLast, Encoder
 
 BLOCKS = 4
 
