@@ -29,45 +29,45 @@ class ConvBlock(nn.Sequential):
         conv = next(layer for layer in self if isinstance(layer, nn.Conv2d))
         norm = next((layer for layer in self if isinstance(layer, (nn.GroupNorm, nn.BatchNorm2d))), None)
         pool = any(isinstance(layer, nn.MaxPool2d) for layer in self)
-        weight, bias = conv.weight, conv.bias
-        assert bias is not None
-        gamma = None if norm is None else norm.weight
-        if pool and gamma is not None:
-            sign = torch.where(gamma.detach() < 0, -1.0, 1.0).to(gamma)
-            weight, bias, gamma = weight * sign[:, None, None, None], bias * sign, gamma * sign
+        assert conv.bias is not None
+        sign = torch.ones_like(conv.bias)
+        if pool and norm is not None:
+            sign = torch.where(norm.weight.detach() < 0, -sign, sign)
         if conv.in_channels * conv.kernel_size[0] ** 2 < conv.out_channels:
-            maps, mean, variance = _first(x, weight, bias, conv, norm, pool)
+            maps, mean, variance = _first(x, conv, sign, norm, pool)
         else:
-            maps = conv2d(x, weight, None, conv.stride, conv.padding)
-            mean, variance = _statistics(maps, bias, norm)
+            maps = conv2d(x, conv.weight * sign[:, None, None, None], None, conv.stride, conv.padding)
+            mean, variance = _statistics(maps, conv.bias, sign, norm)
             if pool:
                 maps = max_pool2d(maps, 2)
-        if norm is None or gamma is None:
-            return (maps + bias[:, None, None]).relu()
-        scale = gamma * (variance + norm.eps).rsqrt()  # (n_out,) or (n, n_out)
-        shift = norm.bias + (bias - mean) * scale
-        return torch.addcmul(shift[..., None, None], maps, scale[..., None, None]).relu()
+        if norm is None:
+            return (maps + conv.bias[:, None, None]).relu()
+        scale = norm.weight * (variance + norm.eps).rsqrt()  # (n_out,) or (n, n_out)
+        shift = norm.bias + (conv.bias - mean) * scale
+        return torch.addcmul(shift[..., None, None], maps, (scale * sign)[..., None, None]).relu()
 
 
 def _first(
-    x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, norm: nn.Module | None, pool: bool
+    x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a convolution of few channels without its bias, pooled or not, and `_statistics` of what was not pooled.
+    """Return a convolution of few channels without its bias, times signs, pooled or not, and its `_statistics`.
 
     Those are moments of the patches, seen through the weights.
     """
-    (stride, _), (padding, _), (size, _), n_out = conv.stride, conv.padding, conv.kernel_size, len(weight)
+    (stride, _), (padding, _), (size, _), bias = conv.stride, conv.padding, conv.kernel_size, conv.bias
+    assert bias is not None
     windows = pad(x, (int(padding),) * 4).unfold(2, size, stride).unfold(3, size, stride)
     n, _, height, width = windows.shape[:4]
     patches = windows.permute(0, 1, 4, 5, 2, 3).reshape(n, -1, height * width)  # (n, n_in * size², n_pixels)
+    columns = conv.weight.flatten(1).T  # (n_in * size², n_out)
     # Contiguous, or torch takes its gradient by a product in the order that is seven times slower.
-    columns = weight.flatten(1).T.contiguous()  # (n_in * size², n_out)
+    signed = (columns * sign).contiguous()
     if pool:
-        rows, _ = _PoolOfProduct.apply(patches, columns, height, width)  # type: ignore[no-untyped-call]
+        rows, _ = _PoolOfProduct.apply(patches, signed, height, width)  # type: ignore[no-untyped-call]
         height, width = height // 2, width // 2
     else:
-        rows = patches.mT @ columns  # (n, n_pixels, n_out)
-    maps = rows.view(n, height, width, n_out).permute(0, 3, 1, 2)
+        rows = patches.mT @ signed  # (n, n_pixels, n_out)
+    maps = rows.unflatten(1, (height, width)).permute(0, 3, 1, 2)
     if norm is None:
         return maps, bias, bias
     centres = patches.mean(2)  # (n, n_in * size²)
@@ -80,22 +80,23 @@ def _first(
     covariances = off @ off.mT / patches.shape[2]  # (n, n_in * size², n_in * size²)
     of_channel = centres @ columns + bias  # (n, n_out)
     mean = of_channel.mean(1, keepdim=True)
-    within = covariances.flatten(1) @ (columns @ columns.T).flatten() / n_out  # (n,)
+    within = covariances.flatten(1) @ (columns @ columns.T).flatten() / len(bias)  # (n,)
     return maps, mean, within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
 
 
-def _statistics(maps: Tensor, bias: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of `maps + bias`: (n_out,) of a batch, (n, 1) of each example; `bias` without a norm.
+def _statistics(maps: Tensor, bias: Tensor, sign: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of `maps * sign + bias`: (n_out,) of a batch, (n, 1) of each example.
 
     From the mean of squares: of maps that are nearly constant this loses digits, but only where the variance is some
-    millionth of the mean's square, which ReLUs of what was normalised do not come to.
+    millionth of the mean's square, which ReLUs of what was normalised do not come to. Without a norm, it is `bias`.
     """
     if norm is None:
         return bias, bias
     if isinstance(norm, nn.BatchNorm2d):
         mean, squares = _Moments.apply(maps, (0, 2, 3))  # type: ignore[no-untyped-call]  # (n_out,)
-        return mean + bias, (squares - mean.square()).clamp(min=0)
+        return mean * sign + bias, (squares - mean.square()).clamp(min=0)
     of_channel, squares = _Moments.apply(maps, (2, 3))  # type: ignore[no-untyped-call]  # (n, n_out)
+    of_channel = of_channel * sign
     mean = (of_channel + bias).mean(1, keepdim=True)
     with_bias = (squares + bias * (2 * of_channel + bias)).mean(1, keepdim=True)
     return mean, (with_bias - mean.square()).clamp(min=0)
