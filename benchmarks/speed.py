@@ -9,7 +9,8 @@ other; both are in the JSON file), and the ratio is that of the fastest peer's t
 float32 matmul peak of a core, measured in the same run, of the floating-point operations that the textbook network
 needs, as torch counts them for the first peer. `MB` is what a contender's process had resident at most.
 
-metaopt's steps are those of `metaopt study run`: `Learner.outer_step` or `train.play` under the executor of a study.
+metaopt's steps are those of `metaopt study run`: `Learner.outer_step` or `train.predictions_of` under the executor that
+a study takes. With pictures a step has 4 tasks, a study's default; more would change nothing, as all go task by task.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaopt import executor as executors
 from metaopt.executor import Executor, Loop, choose
 from metaopt.learner import Gradients, Learner
-from metaopt.task import TaskBatch, TaskSpec
+from metaopt.task import TaskBatch
 from metaopt.train import TASKS_A_CALL, predictions_of
 from metaopt_encoders.conv4 import Conv4
 from metaopt_encoders.mlp import MLP
@@ -64,7 +66,7 @@ class Row:
     peers: Mapping[str, Callable[["Row", Learner, TaskBatch], Step]]
     encoder: Any = field(default_factory=lambda: Conv4.Config(width=WIDTH, pool="max", norm="batch"))
     size: tuple[int, int, int] = (5, 1, 15)
-    n_tasks: int = 16
+    n_tasks: int = 4
     evaluation: bool = False
     exact: bool = True
     """Whether contenders compute one result."""
@@ -238,8 +240,9 @@ def learn2learn_reptile(row: Row, learner: Learner, batch: TaskBatch) -> Step:
                 inner.zero_grad()
                 loss(one(x[rows]), y[rows]).backward()
                 inner.step()
-            for sum_, start, end in zip(total, net.parameters(), one.parameters(), strict=True):
-                sum_ += (start.detach() - end.detach()) / len(batch)
+            with torch.no_grad():
+                moved = [start - end for start, end in zip(net.parameters(), one.parameters(), strict=True)]
+            total = [so_far + one / len(batch) for so_far, one in zip(total, moved, strict=True)]
         return total
 
     return step
@@ -301,15 +304,15 @@ ROWS = {
             {"learn2learn": learn2learn_maml}),
         Row("Reptile, 5 steps", 1.3, Reptile, Reptile.Config(), {"learn2learn": learn2learn_reptile}),
         Row("ANIL, 5 head steps", 1.8, ANIL, ANIL.Config(), {"learn2learn": learn2learn_anil}),
-        Row("ProtoNet 5w1s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=4),
-        Row("ProtoNet 5w5s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=4, size=(5, 5, 15)),
-        Row("ProtoNet 20w1s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=4, size=(20, 1, 15)),
-        Row("ProtoNet 20w5s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=4, size=(20, 5, 15)),
+        Row("ProtoNet 5w1s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS),
+        Row("ProtoNet 5w5s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, size=(5, 5, 15)),
+        Row("ProtoNet 20w1s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, size=(20, 1, 15)),
+        Row("ProtoNet 20w5s", 1.6, ProtoNet, ProtoNet.Config(), PROTONETS, size=(20, 5, 15)),
         Row("sinusoid MAML, 1 step", 15, MAML, MAML.Config(inner_lr=0.01), MAMLS, **SINUSOIDS),
         Row("sinusoid MAML, 5 steps", 15, MAML, MAML.Config(inner_lr=0.01, inner_steps=5), MAMLS, **SINUSOIDS),
-        Row("evaluate ProtoNet 5w1s", 2.5, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=48, evaluation=True),
+        Row("evaluate ProtoNet 5w1s", 2.5, ProtoNet, ProtoNet.Config(), PROTONETS, n_tasks=16, evaluation=True),
         Row("evaluate MAML, 3 steps", 2.5, MAML, MAML.Config(inner_lr=LR), {"learn2learn": learn2learn_maml},
-            n_tasks=48, evaluation=True),
+            n_tasks=16, evaluation=True),
         Row("MANN, batched", 8, MANN, MANN.Config(), {"one by one": one_by_one}, **SINUSOIDS),
         Row("LSTM meta-learner, batched", 8, LSTMMetaLearner, LSTMMetaLearner.Config(), {"one by one": one_by_one},
             **SINUSOIDS),
@@ -331,7 +334,7 @@ def work(row: Row, contender: str, threads: int) -> None:
         match line.split(maxsplit=1):
             case ["check", file]:
                 learner, batch = row.build(torch.float64)
-                few = TaskBatch(*(tensor[:TASKS_A_CALL] for tensor in batch.tensors()))
+                few = TaskBatch(*(tensor[:4] for tensor in batch.tensors()))
                 checked = build(row, learner, few)
                 for _ in range(3):  # metaopt's second is recorded, its third replayed
                     result = list(checked())
@@ -480,18 +483,16 @@ def main() -> None:
     chosen = [row for name, row in ROWS.items() if not arguments.rows or any(one in name for one in arguments.rows)]
     if not chosen:
         parser.error(f"no row is called so; there are: {'; '.join(ROWS)}")
-    peak, results = matmul_peak(), []
-    import tempfile
-
+    peak = matmul_peak()
+    whole: dict[str, Any] = {"peak": peak, "threads": arguments.threads, "torch": torch.__version__, "rows": []}
     with tempfile.TemporaryDirectory() as scratch:
         for row in chosen:
-            results.append(measure(row, arguments.threads, arguments.turns, Path(scratch)))
-            print(table(results[-1:], peak, arguments.clock, arguments.threads).splitlines()[1], flush=True)
+            whole["rows"].append(measure(row, arguments.threads, arguments.turns, Path(scratch)))
+            print(table(whole["rows"][-1:], peak, arguments.clock, arguments.threads).splitlines()[1], flush=True)
+            if arguments.json:  # after each row, as all of them take long
+                arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print()
-    print(table(results, peak, arguments.clock, arguments.threads))
-    if arguments.json:
-        whole = {"peak": peak, "threads": arguments.threads, "torch": torch.__version__, "rows": results}
-        arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(table(whole["rows"], peak, arguments.clock, arguments.threads))
 
 
 if __name__ == "__main__":

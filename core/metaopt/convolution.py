@@ -18,28 +18,36 @@ class ConvBlock(nn.Sequential):
 
     It holds torch's own layers in the textbook's order, and equals them in all derivatives. What differs: pictures lie
     in memory with the channels last, in which max-pooling is some ten times faster; a first layer, of a few channels,
-    is one matrix product of patches; its statistics come from the moments of the patches, which are far fewer numbers
-    than what it gives; and max-pooling, which commutes with what does not fall, comes before the normalisation's scale
-    and shift, the bias and ReLU, for which that leaves a quarter of the work. A channel whose scale is negative is
-    convolved with the opposite weights.
+    is one matrix product of patches; where it is pooled, its statistics come from the moments of the patches, which are
+    far fewer numbers than what it gives; and max-pooling, which commutes with what does not fall, comes before the
+    normalisation's scale and shift, the bias and ReLU, for which that leaves a quarter of the work. A channel whose
+    scale is negative is convolved with the opposite weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, n_in, height, width) to (n, n_out, height', width')."""
         conv = next(layer for layer in self if isinstance(layer, nn.Conv2d))
         norm = next((layer for layer in self if isinstance(layer, (nn.GroupNorm, nn.BatchNorm2d))), None)
-        pool = any(isinstance(layer, nn.MaxPool2d) for layer in self)
         assert conv.bias is not None
+        first = conv.in_channels * conv.kernel_size[0] ** 2 < conv.out_channels
+        if not any(isinstance(layer, nn.MaxPool2d) for layer in self):
+            if not first:
+                maps = conv(x)
+            else:  # contiguous columns, or torch takes their gradient by a product in the order that is slower
+                patches, columns, height, width = _patches(x, conv)
+                rows = patches.mT @ columns.contiguous() + conv.bias  # (n, n_pixels, n_out)
+                maps = torch.unflatten(rows, 1, (height, width)).permute(0, 3, 1, 2)
+            unpooled: Tensor = (maps if norm is None else norm(maps)).relu()
+            return unpooled
         sign = torch.ones_like(conv.bias)
-        if pool and norm is not None:
+        if norm is not None:
             sign = torch.where(norm.weight.detach() < 0, -sign, sign)
-        if conv.in_channels * conv.kernel_size[0] ** 2 < conv.out_channels:
-            maps, mean, variance = _first(x, conv, sign, norm, pool)
+        if first:
+            maps, mean, variance = _first(x, conv, sign, norm)
         else:
             maps = conv2d(x, conv.weight * sign[:, None, None, None], None, conv.stride, conv.padding)
             mean, variance = _statistics(maps, conv.bias, sign, norm)
-            if pool:
-                maps = max_pool2d(maps, 2)
+            maps = max_pool2d(maps, 2)
         if norm is None:
             return (maps + conv.bias[:, None, None]).relu()
         scale = norm.weight * (variance + norm.eps).rsqrt()  # (n_out,) or (n, n_out)
@@ -47,27 +55,16 @@ class ConvBlock(nn.Sequential):
         return torch.addcmul(shift[..., None, None], maps, (scale * sign)[..., None, None]).relu()
 
 
-def _first(
-    x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None, pool: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a convolution of few channels without its bias, times signs, pooled or not, and its `_statistics`.
+def _first(x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a convolution of few channels without its bias, times signs and max-pooled, and its `_statistics`.
 
     Those are moments of the patches, seen through the weights.
     """
-    (stride, _), (padding, _), (size, _), bias = conv.stride, conv.padding, conv.kernel_size, conv.bias
+    patches, columns, height, width = _patches(x, conv)
+    bias = conv.bias
     assert bias is not None
-    windows = pad(x, (int(padding),) * 4).unfold(2, size, stride).unfold(3, size, stride)
-    n, _, height, width = windows.shape[:4]
-    patches = windows.permute(0, 1, 4, 5, 2, 3).reshape(n, -1, height * width)  # (n, n_in * size², n_pixels)
-    columns = conv.weight.flatten(1).T  # (n_in * size², n_out)
-    # Contiguous, or torch takes its gradient by a product in the order that is seven times slower.
-    signed = (columns * sign).contiguous()
-    if pool:
-        rows, _ = _PoolOfProduct.apply(patches, signed, height, width)  # type: ignore[no-untyped-call]
-        height, width = height // 2, width // 2
-    else:
-        rows = patches.mT @ signed  # (n, n_pixels, n_out)
-    maps = rows.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    rows, _ = _apply(_PoolOfProduct, patches, columns * sign, height, width)
+    maps = rows.unflatten(1, (height // 2, width // 2)).permute(0, 3, 1, 2)
     if norm is None:
         return maps, bias, bias
     centres = patches.mean(2)  # (n, n_in * size²)
@@ -84,6 +81,18 @@ def _first(
     return maps, mean, within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
 
 
+def _patches(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, int, int]:
+    """Return patches (n, n_in * size², n_pixels) and columns (n_in * size², n_out), whose product is the convolution.
+
+    With them height and width of what it gives.
+    """
+    stride, padding, size = conv.stride[0], int(conv.padding[0]), conv.kernel_size[0]
+    windows = pad(x, (padding,) * 4).unfold(2, size, stride).unfold(3, size, stride)
+    n, _, height, width = windows.shape[:4]
+    patches = windows.permute(0, 1, 4, 5, 2, 3).reshape(n, -1, height * width)
+    return patches, conv.weight.flatten(1).T, height, width
+
+
 def _statistics(maps: Tensor, bias: Tensor, sign: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Return mean and variance of `maps * sign + bias`: (n_out,) of a batch, (n, 1) of each example.
 
@@ -93,13 +102,17 @@ def _statistics(maps: Tensor, bias: Tensor, sign: Tensor, norm: nn.Module | None
     if norm is None:
         return bias, bias
     if isinstance(norm, nn.BatchNorm2d):
-        mean, squares = _Moments.apply(maps, (0, 2, 3))  # type: ignore[no-untyped-call]  # (n_out,)
+        mean, squares = _apply(_Moments, maps, (0, 2, 3))  # (n_out,)
         return mean * sign + bias, (squares - mean.square()).clamp(min=0)
-    of_channel, squares = _Moments.apply(maps, (2, 3))  # type: ignore[no-untyped-call]  # (n, n_out)
+    of_channel, squares = _apply(_Moments, maps, (2, 3))  # (n, n_out)
     of_channel = of_channel * sign
     mean = (of_channel + bias).mean(1, keepdim=True)
     with_bias = (squares + bias * (2 * of_channel + bias)).mean(1, keepdim=True)
     return mean, (with_bias - mean.square()).clamp(min=0)
+
+
+def _apply(function: type[Function], *inputs: Any) -> Any:
+    return function.apply(*inputs)  # type: ignore[no-untyped-call] # torch leaves it so
 
 
 class _Moments(Function):
@@ -142,7 +155,7 @@ class _PoolOfProduct(Function):
     def forward(patches: Tensor, columns: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         rows, places = [], []
         for part in _parts(patches, columns):
-            maps = _products(part, columns).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            maps = torch.unflatten(_products(part, columns), 1, (height, width)).permute(0, 3, 1, 2)
             pooled, at = aten.max_pool2d_with_indices(maps, [2, 2], [2, 2])
             rows.append(pooled.permute(0, 2, 3, 1).flatten(1, 2))
             places.append(at.permute(0, 2, 3, 1).flatten(1, 2))
@@ -157,8 +170,8 @@ class _PoolOfProduct(Function):
     @staticmethod
     def backward(ctx: Any, rows: Tensor, _: Any) -> tuple[Tensor | None, Tensor, None, None]:
         patches, columns, places = ctx.saved_tensors
-        of_patches = _ByPatches.apply(columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
-        return of_patches, _ByColumns.apply(patches, rows, places, ctx.size), None, None
+        of_patches = _apply(_ByPatches, columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
+        return of_patches, _apply(_ByColumns, patches, rows, places, ctx.size), None, None
 
 
 class _ByRows(Function):
@@ -179,8 +192,8 @@ class _ByRows(Function):
     @staticmethod
     def backward(ctx: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         patches, columns, places = ctx.saved_tensors
-        of_patches = _ByPatches.apply(columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
-        of_columns = _ByColumns.apply(patches, rows, places, ctx.size) if ctx.needs_input_grad[1] else None
+        of_patches = _apply(_ByPatches, columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
+        of_columns = _apply(_ByColumns, patches, rows, places, ctx.size) if ctx.needs_input_grad[1] else None
         return of_patches, of_columns, None, None
 
 
@@ -202,8 +215,8 @@ class _ByColumns(Function):
     @staticmethod
     def backward(ctx: Any, columns: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         patches, rows, places = ctx.saved_tensors
-        of_patches = _ByPatches.apply(columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
-        of_rows = _ByRows.apply(patches, columns, places, ctx.size) if ctx.needs_input_grad[1] else None
+        of_patches = _apply(_ByPatches, columns, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
+        of_rows = _apply(_ByRows, patches, columns, places, ctx.size) if ctx.needs_input_grad[1] else None
         return of_patches, of_rows, None, None
 
 
@@ -226,15 +239,15 @@ class _ByPatches(Function):
     @staticmethod
     def backward(ctx: Any, patches: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         columns, rows, places = ctx.saved_tensors
-        of_columns = _ByColumns.apply(patches, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
-        of_rows = _ByRows.apply(patches, columns, places, ctx.size) if ctx.needs_input_grad[1] else None
+        of_columns = _apply(_ByColumns, patches, rows, places, ctx.size) if ctx.needs_input_grad[0] else None
+        of_rows = _apply(_ByRows, patches, columns, places, ctx.size) if ctx.needs_input_grad[1] else None
         return of_columns, of_rows, None, None
 
 
 def _parts(tensor: Tensor, columns: Tensor, n_pixels: int | None = None) -> Iterator[Tensor]:
     """Yield as many examples of a tensor (n, …) at a time as give AT_ONCE numbers of n_pixels times n_out."""
     n_pixels = n_pixels or tensor.shape[2]
-    yield from tensor.split(max(1, AT_ONCE // (n_pixels * columns.shape[-1])))
+    yield from torch.split(tensor, max(1, AT_ONCE // (n_pixels * columns.shape[-1])))
 
 
 def _products(patches: Tensor, columns: Tensor) -> Tensor:
@@ -247,10 +260,9 @@ def _spread(rows: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
 
     def maps(tensor: Tensor, height: int, width: int) -> Tensor:
-        return tensor.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return torch.unflatten(tensor, 1, (height, width)).permute(0, 3, 1, 2)
 
     like = maps(rows.new_empty(len(rows), height * width, rows.shape[2]), height, width)
-    pooled = maps(rows, height // 2, width // 2), like, maps(places, height // 2, width // 2)
-    gradient, like, at = pooled
-    spread = aten.max_pool2d_with_indices_backward(gradient, like, [2, 2], [2, 2], [0, 0], [1, 1], False, at)
+    gradient, at = maps(rows, height // 2, width // 2), maps(places, height // 2, width // 2)
+    spread: Tensor = aten.max_pool2d_with_indices_backward(gradient, like, [2, 2], [2, 2], [0, 0], [1, 1], False, at)
     return spread.permute(0, 2, 3, 1).flatten(1, 2)

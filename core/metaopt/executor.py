@@ -1,9 +1,9 @@
 """Run one task's code over many tasks at once.
 
 Executors are interchangeable ways to compute one result. `Loop` runs the tasks one by one and is the reference;
-`Vmap` batches them; `TracedLoop` and `Traced` record what these do and replay it. The gradient is always taken inside the batching
-(`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order gradients
-behind a convolution and a normalisation.
+`Vmap` batches them; `TracedLoop` and `Traced` record what these do and replay it. The gradient is always taken inside
+the batching (`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order
+gradients behind a convolution and a normalisation.
 """
 
 import logging
@@ -128,7 +128,7 @@ class _Recorder:
         return torch.no_grad()(partial(replay, *values)), names
 
 
-class Traced(_Recorder):
+class Traced(_Recorder, Executor):
     """The operators that `Vmap` runs, recorded once for each shape and then replayed without anything else.
 
     Recording takes a second, so it is worth it for what is called often: a call is recorded when its like was seen
@@ -166,7 +166,7 @@ class Traced(_Recorder):
         return loss, dict(zip(names, gradients, strict=True))
 
 
-class TracedLoop(_Recorder):
+class TracedLoop(_Recorder, Executor):
     """The operators that `Loop` runs on a task, recorded once for each shape and replayed task by task.
 
     It computes what the loop does, to the last bit. Recording takes some seconds for many steps of second order.

@@ -109,5 +109,3 @@ def test_what_a_block_returns_has_its_channels_last_in_memory() -> None:
     for pool in (True, False):
         maps = block(32, "batch", pool)(block(1, "batch", pool)(torch.rand(2, 1, 28, 28)))
         assert maps.is_contiguous(memory_format=torch.channels_last)
-
-
