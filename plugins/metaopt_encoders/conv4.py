@@ -51,7 +51,7 @@ class Conv4(Encoder):
         stride = 2 if self.config.pool == "stride" else 1
         layers: list[nn.Module] = [nn.Conv2d(n_in, n_out, 3, stride, padding=1)]
         if self.config.pool == "max":
-            layers.append(ChannelsLast())
+            layers.append(ChannelsLast())  # ConvBlock does so by itself; the names of saved weights count it
         if self.config.norm == "layer":
             layers.append(nn.GroupNorm(1, n_out))  # one group: over channels and pixels
         elif self.config.norm == "batch":

@@ -9,6 +9,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from metaopt import convolution
 from metaopt.convolution import ConvBlock, _Moments, _PoolOfProduct
+from metaopt.executor import Loop, TracedLoop
+from metaopt.task import TaskBatch, TaskSpec
+from metaopt_encoders.conv4 import Conv4
+from metaopt_gradient.maml import MAML
 
 NORMS = ("layer", "batch", "none")
 
@@ -109,3 +113,20 @@ def test_what_a_block_returns_has_its_channels_last_in_memory() -> None:
     for pool in (True, False):
         maps = block(32, "batch", pool)(block(1, "batch", pool)(torch.rand(2, 1, 28, 28)))
         assert maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_replayed_loop_over_blocks_is_the_loop_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaopt.executor.RECORD_AFTER", 1)
+    torch.manual_seed(0)
+    spec = TaskSpec("classification", (1, 16, 16), n_way=3, n_shot=1, n_query=2)
+    draw = torch.Generator().manual_seed(0)
+    for pool in ("max", "stride"):
+        learner = MAML(spec, Conv4(spec.x_shape, Conv4.Config(width=10, pool=pool)), MAML.Config())
+        labels = torch.arange(3).expand(3, 3)
+        pictures = torch.rand(3, 3, 1, 16, 16, generator=draw), torch.rand(3, 6, 1, 16, 16, generator=draw)
+        batch = TaskBatch(pictures[0], labels, pictures[1], labels.repeat(1, 2))
+        replayed = TracedLoop()
+        (loss, gradients), (want_loss, want) = replayed.gradient(learner, batch), Loop().gradient(learner, batch)
+        assert len(replayed.replays) == 1
+        assert torch.equal(loss, want_loss)
+        assert all(torch.equal(gradients[name], want[name]) for name in want)
