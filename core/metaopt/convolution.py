@@ -245,9 +245,10 @@ class _ByPatches(Function):
 
 
 def _parts(tensor: Tensor, columns: Tensor, n_pixels: int | None = None) -> Iterator[Tensor]:
-    """Yield as many examples of a tensor (n, …) at a time as give AT_ONCE numbers of n_pixels times n_out."""
+    """Yield as many examples of a tensor (n, …) at a time as give AT_ONCE numbers of maps; on a GPU all."""
     n_pixels = n_pixels or tensor.shape[2]
-    yield from torch.split(tensor, max(1, AT_ONCE // (n_pixels * columns.shape[-1])))
+    at_once = max(1, AT_ONCE // (n_pixels * columns.shape[-1]))
+    yield from torch.split(tensor, at_once if tensor.device.type == "cpu" else len(tensor))
 
 
 def _products(patches: Tensor, columns: Tensor) -> Tensor:
