@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-search torture fuzz wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search torture fuzz wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -16,6 +16,8 @@ help:
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
+	@echo "make bench-speed measure meta-training and evaluation beside four peers, ten minutes of an idle machine"
+	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
@@ -84,6 +86,17 @@ bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/folder.py
+
+build/peers/done: .venv/metaopt benchmarks/peers.sh
+	rm -rf build/peers
+	benchmarks/peers.sh $(BIN)/python build/peers
+	@touch $@
+
+bench-speed: build/peers/done
+	OMP_NUM_THREADS=1 build/peers/bin/python -W ignore benchmarks/speed.py --json docs/results/speed.json
+
+bench-share: .venv/metaopt
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/share.py quickstart --timeout 20m --trials 12
 
 torture: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/torture.py --kills 250

@@ -14,8 +14,6 @@ on Python 3.11, but from its source, by `python setup.py build_ext --inplace` wi
 
 import json
 import os
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import import_torchvision
 from PIL import Image
 
 from metaopt.executor import Loop
@@ -50,7 +49,7 @@ def main() -> None:
     peers, absent = {}, {}
     for name, peer in (("easyfsl", easyfsl), ("learn2learn", learn2learn)):
         try:
-            _import_torchvision()
+            import_torchvision()
             peers[name] = peer(pool)
         except ImportError as error:
             absent[name] = str(error)
@@ -228,22 +227,6 @@ def _write(pool: ClassPool, root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture[0].numpy()).save(path)
     return root
-
-
-def _import_torchvision() -> None:
-    """Import torchvision, which both peers need, where its compiled operators do not load: those of a CUDA wheel beside
-    a CPU torch. No sampler uses one, so they are declared and never defined.
-    """
-    while "torchvision" not in sys.modules:
-        try:
-            import torchvision  # noqa: F401 - what counts is that it loads
-        except RuntimeError as error:
-            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
-            if not missing:
-                raise ImportError(str(error)) from error
-            torch.library.define(missing[1], "(Tensor x) -> Tensor")
-            for name in [name for name in sys.modules if name.startswith("torchvision")]:
-                del sys.modules[name]
 
 
 if __name__ == "__main__":

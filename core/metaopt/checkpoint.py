@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 from torch import Generator, Tensor
 
-from metaopt.executor import Executor, Traced
+from metaopt.executor import Executor, Recorder
 from metaopt.files import whole
 from metaopt.learner import Learner
 
@@ -75,7 +75,7 @@ class Checkpoint:
                 "notes": self.notes,
                 "seconds": self.earlier + time.monotonic() - self.began,
                 "progress": progress,
-                "calls": moving.executor.calls(moving.learner) if isinstance(moving.executor, Traced) else [],
+                "calls": moving.executor.calls(moving.learner) if isinstance(moving.executor, Recorder) else [],
             }
         )
         tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -172,7 +172,7 @@ def _put(tensors: dict[str, Tensor], calls: list[Any], moving: Moving) -> None:
         raise ValueError(f"it lacks {min(missing)}")
     Generator().set_state(tensors["random.draw"])  # which refuses what is no state
     Generator().set_state(tensors["random.torch"])
-    if isinstance(moving.executor, Traced):
+    if isinstance(moving.executor, Recorder):
         moving.executor.take_up(moving.learner, calls)
     moving.optimizer.load_state_dict({"state": states, "param_groups": moving.optimizer.state_dict()["param_groups"]})
     with torch.no_grad():

@@ -1,14 +1,15 @@
 """Run one task's code over many tasks at once.
 
 Executors are interchangeable ways to compute one result. `Loop` runs the tasks one by one and is the reference;
-`Vmap` batches them; `Traced` records what `Vmap` does and replays it. The gradient is always taken inside the batching
-(`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order gradients
-behind a convolution and a normalisation.
+`Vmap` batches them; `TracedLoop` and `Traced` record what these do and replay it. The gradient is always taken inside
+the batching (`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order
+gradients behind a convolution and a normalisation.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -85,64 +86,30 @@ class Vmap(Executor):
         return losses.mean(), {name: gradient.mean(0) for name, gradient in gradients.items()}
 
 
-class Traced(Executor):
-    """The operators that `Vmap` runs, recorded once for each shape and then replayed without anything else.
-
-    Recording takes a second, so it is worth it for what is called often: a call is recorded when its like was seen
-    RECORD_AFTER times. What cannot be recorded goes on under `Vmap`.
-    """
-
-    name = "traced"
+class Recorder:
+    """Records what is called often, one way for each learner, method and shape."""
 
     def __init__(self) -> None:
-        self.batched = Vmap()
         self.seen: Counter[Hashable] = Counter()
         self.replays: dict[Hashable, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
 
-    def map(self, learner: Learner, method: str, *tensors: Tensor) -> Tensor | dict[str, Tensor]:
-        names: list[str] = []  # of what the method returns, filled in while it is recorded; empty for one tensor
-
-        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
-            result = vmap(pure(learner, method), in_dims=(None, *(0 for _ in tensors)), randomness="different")(
-                named, *tensors
-            )
-            if isinstance(result, Tensor):
-                return [result]
-            names.extend(result)
-            return list(result.values())
-
-        replayed = self._replay(learner, method, run, tensors, names)
-        if replayed is None:
-            return self.batched.map(learner, method, *tensors)
-        results, names = replayed
-        return dict(zip(names, results, strict=True)) if names else results[0]
-
-    def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
-        names = list(trainable(learner))
-
-        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
-            gradients, losses = _gradients_by_task(learner, named, *tensors)
-            return [losses.mean(), *(gradients[name].mean(0) for name in names)]
-
-        replayed = self._replay(learner, "gradient", run, batch.tensors(), names)
-        if replayed is None:
-            return self.batched.gradient(learner, batch)
-        (loss, *gradients), names = replayed
-        return loss, dict(zip(names, gradients, strict=True))
-
-    def _replay(
+    def _recorded(
         self,
         learner: Learner,
         what: str,
+        n_tasks: int,
         run: Callable[..., Sequence[Tensor]],
         tensors: Sequence[Tensor],
         names: list[str],
-    ) -> tuple[Sequence[Tensor], list[str]] | None:
-        """Return what `run(parameters by name, *tensors)` returns, by replay; None where there is none (yet)."""
+    ) -> tuple[Callable[..., Sequence[Tensor]], list[str]] | None:
+        """Return what replays `run(parameters by name, *tensors)`, given such tensors; None where there is none (yet).
+
+        `names` are those of what it returns, and come with it.
+        """
         parameters = trainable(learner)
         sizes = ((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        key = (learner, what, learner.training, tuple(parameters), *sizes)
-        inputs = [*(parameter.detach() for parameter in parameters.values()), *tensors]
+        key = (learner, what, n_tasks, learner.training, tuple(parameters), *sizes)
+        values = [parameter.detach() for parameter in parameters.values()]
         self.seen[key] += 1
         if self.seen[key] == RECORD_AFTER and learner.traceable:
             n = len(parameters)
@@ -152,50 +119,143 @@ class Traced(Executor):
 
             try:
                 with torch.random.fork_rng(devices=[]):  # else what is recorded anew after a checkpoint drew twice
-                    self.replays[key] = (record(flat, inputs), names)
+                    self.replays[key] = (record(flat, [*values, *tensors]), names)
             except Exception as error:  # tracing may fail in any way, and none of them is the user's concern
                 reason = next(iter(str(error).splitlines()), "")
                 log.info("%s of %s is not replayed (%s: %s)", what, learner.name, type(error).__name__, reason)
         if key not in self.replays:
             return None
         replay, names = self.replays[key]
-        with torch.no_grad():
-            return replay(*inputs), names
+        return torch.no_grad()(partial(replay, *values)), names
 
     def calls(self, learner: Learner) -> list[Any]:
         """Return as JSON how often each kind of call of this learner was seen, for `take_up`."""
         calls = []
         for key, n in self.seen.items():
             assert isinstance(key, tuple)
-            one, what, training, _, *sizes = key
+            one, what, n_tasks, training, _, *sizes = key
             if one is learner:
                 written = [[list(shape), str(dtype), str(device)] for shape, dtype, device in sizes]
-                calls.append([what, training, written, n])
+                calls.append([what, n_tasks, training, written, n])
         return calls
 
     def take_up(self, learner: Learner, calls: list[Any]) -> None:
         """Record from the first call on what was replayed before: a replay may differ in the last bit."""
         names = tuple(trainable(learner))
-        for what, training, sizes, n in calls:
+        for what, n_tasks, training, sizes, n in calls:
             tensors = (
                 (torch.Size(shape), getattr(torch, dtype.removeprefix("torch.")), torch.device(device))
                 for shape, dtype, device in sizes
             )
-            self.seen[learner, what, training, names, *tensors] = min(n, RECORD_AFTER - 1)
+            self.seen[learner, what, n_tasks, training, names, *tensors] = min(n, RECORD_AFTER - 1)
 
 
-EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "vmap": Vmap, "traced": Traced}
+class Traced(Recorder, Executor):
+    """The operators that `Vmap` runs, recorded once for each shape and then replayed without anything else.
+
+    Recording takes a second, so it is worth it for what is called often: a call is recorded when its like was seen
+    RECORD_AFTER times. What cannot be recorded goes on under `Vmap`.
+    """
+
+    name = "traced"
+
+    def map(self, learner: Learner, method: str, *tensors: Tensor) -> Tensor | dict[str, Tensor]:
+        names: list[str] = []  # of what the method returns, filled in while it is recorded; empty for one tensor
+
+        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
+            every = vmap(pure(learner, method), in_dims=(None, *(0 for _ in tensors)), randomness="different")
+            return _listed(every(named, *tensors), names)
+
+        recorded = self._recorded(learner, method, len(tensors[0]), run, tensors, names)
+        if recorded is None:
+            return Vmap().map(learner, method, *tensors)
+        replay, names = recorded
+        results = replay(*tensors)
+        return dict(zip(names, results, strict=True)) if names else results[0]
+
+    def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
+        names = list(trainable(learner))
+
+        def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
+            gradients, losses = _gradients_by_task(learner, named, *tensors)
+            return [losses.mean(), *(gradients[name].mean(0) for name in names)]
+
+        recorded = self._recorded(learner, "gradient", len(batch), run, batch.tensors(), names)
+        if recorded is None:
+            return Vmap().gradient(learner, batch)
+        replay, names = recorded
+        loss, *gradients = replay(*batch.tensors())
+        return loss, dict(zip(names, gradients, strict=True))
+
+
+class TracedLoop(Recorder, Executor):
+    """The operators that `Loop` runs on a task, recorded once for each shape and replayed task by task.
+
+    It computes what the loop does, to the last bit. Recording takes some seconds for many steps of second order.
+    """
+
+    name = "traced-loop"
+
+    def map(self, learner: Learner, method: str, *tensors: Tensor) -> Tensor | dict[str, Tensor]:
+        names: list[str] = []  # as in `Traced`
+
+        def run(named: Parameters, *task: Tensor) -> Sequence[Tensor]:
+            return _listed(pure(learner, method)(named, *task), names)
+
+        tasks = list(zip(*tensors, strict=True))
+        recorded = self._recorded(learner, method, 1, run, tasks[0], names)
+        if recorded is None:
+            return Loop().map(learner, method, *tensors)
+        replay, names = recorded
+        results = [torch.stack(of_tasks) for of_tasks in zip(*(replay(*task) for task in tasks), strict=True)]
+        return dict(zip(names, results, strict=True)) if names else results[0]
+
+    def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
+        names = list(trainable(learner))
+
+        def run(named: Parameters, *task: Tensor) -> Sequence[Tensor]:
+            def share(named: Parameters, *task: Tensor) -> tuple[Tensor, Tensor]:
+                loss = pure(learner, "task_loss")(named, *task)
+                assert isinstance(loss, Tensor)
+                return loss / len(batch), loss
+
+            gradients, (_, loss) = grad_and_value(share, has_aux=True)(named, *task)
+            return [loss, *(gradients[name] for name in names)]
+
+        tasks = list(zip(*batch.tensors(), strict=True))
+        recorded = self._recorded(learner, "gradient", len(batch), run, tasks[0], names)
+        if recorded is None:
+            return Loop().gradient(learner, batch)
+        replay, names = recorded
+        total = [torch.zeros_like(parameter) for parameter in trainable(learner).values()]
+        losses = []
+        for task in tasks:
+            loss, *gradients = replay(*task)
+            torch._foreach_add_(total, list(gradients))
+            losses.append(loss)
+        return torch.stack(losses).mean(), dict(zip(names, total, strict=True))
+
+
+def _listed(result: Tensor | dict[str, Tensor], names: list[str]) -> Sequence[Tensor]:
+    """Return what a method returned as a list, and put the names, if any, into `names`."""
+    if isinstance(result, Tensor):
+        return [result]
+    names[:] = result
+    return list(result.values())
+
+
+EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "traced-loop": TracedLoop, "vmap": Vmap, "traced": Traced}
 
 
 def choose(name: str, spec: TaskSpec) -> Executor:
-    """Return the executor of that name; "auto" is `traced` for vectors and `loop` for pictures.
+    """Return the executor of that name; "auto" is `traced` for vectors and `traced-loop` for pictures.
 
     On a CPU vmap is some ten times faster than the loop on small networks, whose cost is dispatch, and replay three
     times faster again. For convolutions over more than about 30 pictures a task vmap is slower than the loop, because
     weights adapted to each task turn them into grouped convolutions.
     """
     if name == "auto":
-        name = "traced" if len(spec.x_shape) == 1 else "loop"
+        name = "traced" if len(spec.x_shape) == 1 else "traced-loop"
     if name not in EXECUTORS:
         raise UserError(unknown("executor", name, ["auto", *EXECUTORS]))
     return EXECUTORS[name]()

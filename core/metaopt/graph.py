@@ -25,11 +25,26 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # brings in what takes seconds to import
 
-    graph_module = make_fx(functionalize(function))(*inputs)
+    operators = make_fx(function)(*inputs)
+    for node in operators.graph.nodes:
+        if _sized_by_values(node):
+            raise ValueError(f"the size of what {node.target} returns depends on the inputs' values")
+    graph_module = make_fx(functionalize(operators))(*inputs)  # the first knows an operator's own derivatives, too
     clean(graph_module.graph)
     graph_module.recompile()
     replay: Callable[..., Sequence[Tensor]] = graph_module.forward
     return replay
+
+
+def _sized_by_values(node: Node) -> bool:
+    """Tell whether the shape of a result may change from call to call; of an index, where it is a mask."""
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not aten.index.Tensor:
+        return True
+    indices = node.args[1]
+    assert isinstance(indices, Sequence)
+    return any(isinstance(one, Node) and one.meta["val"].dtype in (torch.bool, torch.uint8) for one in indices)
 
 
 def clean(graph: Graph) -> None:

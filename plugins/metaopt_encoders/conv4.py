@@ -7,6 +7,7 @@ from math import prod
 from torch import Tensor, nn
 
 from metaopt import tune
+from metaopt.convolution import ConvBlock
 from metaopt.errors import UserError
 from metaopt.nn import ChannelsLast, Encoder
 
@@ -46,11 +47,11 @@ class Conv4(Encoder):
         self.map_shape = (config.width, sides[0], sides[1])
         self.n_features = prod(self.map_shape)
 
-    def _block(self, n_in: int, n_out: int) -> nn.Sequential:
+    def _block(self, n_in: int, n_out: int) -> ConvBlock:
         stride = 2 if self.config.pool == "stride" else 1
         layers: list[nn.Module] = [nn.Conv2d(n_in, n_out, 3, stride, padding=1)]
         if self.config.pool == "max":
-            layers.append(ChannelsLast())
+            layers.append(ChannelsLast())  # ConvBlock does so by itself; the names of saved weights count it
         if self.config.norm == "layer":
             layers.append(nn.GroupNorm(1, n_out))  # one group: over channels and pixels
         elif self.config.norm == "batch":
@@ -58,7 +59,7 @@ class Conv4(Encoder):
         layers.append(nn.ReLU())
         if self.config.pool == "max":
             layers.append(nn.MaxPool2d(2))
-        return nn.Sequential(*layers)
+        return ConvBlock(*layers)
 
     def maps(self, x: Tensor) -> Tensor:
         """Return features on their grid: (n, channels, height, width) to (n, *map_shape)."""

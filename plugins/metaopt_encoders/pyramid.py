@@ -50,9 +50,7 @@ class Pyramid(Encoder):
     @staticmethod
     def _layer(n_in: int, n_out: int) -> nn.Sequential:
         # One group: each example's own mean and variance over channels and pixels.
-        return nn.Sequential(
-            nn.Conv2d(n_in, n_out, 3, 2, padding=1), ChannelsLast(), nn.GroupNorm(1, n_out), nn.ReLU()
-        )
+        return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1), ChannelsLast(), nn.GroupNorm(1, n_out), nn.ReLU())
 
     def maps(self, x: Tensor) -> Tensor:
         """Return features on their grid: (n, channels, height, width) to (n, *map_shape)."""

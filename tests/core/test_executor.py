@@ -74,7 +74,10 @@ DRAWS = {"leo"}
 
 ENCODERS: Mapping[str, Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]]] = {
     "conv4": {
-        f"{pool} {norm}": ((1, 16, 16), {"width": 8, "pool": pool, "norm": norm})
+        f"{pool} {norm}": (
+            (1, 16, 16),
+            {"width": 10, "pool": pool, "norm": norm},
+        )  # above 9, patches of 1 × 3 × 3 pixels
         for pool in ("max", "stride")
         for norm in ("layer", "none", "batch")
     },

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metaopt import executor
-from metaopt.executor import Loop, Traced, Vmap
+from metaopt.executor import Loop, Traced, TracedLoop, Vmap
 from metaopt.graph import clean, record
 from metaopt.learner import Gradients, Learner
 from metaopt.task import TaskBatch, TaskSpec
@@ -72,6 +72,13 @@ def test_a_record_holds_for_other_values_of_the_same_shapes() -> None:
         assert torch.equal(got, want)
 
 
+def test_what_has_a_size_that_values_decide_is_not_recorded() -> None:
+    x = torch.tensor([1.0, -1.0, 2.0])
+    with pytest.raises(ValueError, match="depends on the inputs' values"):
+        record(lambda x: [x[x > 0] * 2], [x])
+    assert record(lambda x: [x[[2, 0]] * 2], [x])(x)[0].tolist() == [4.0, 2.0]
+
+
 class Slope(Learner):
     """Predicts queries by a weight, after one step on the support set."""
 
@@ -112,6 +119,23 @@ def test_replayed_gradients_are_those_of_vmap_bit_for_bit_also_after_the_paramet
         with torch.no_grad():
             learner.weight -= 0.1 * gradients["weight"]
     assert len(traced.replays) == 1
+
+
+def test_a_replayed_loop_is_the_loop_to_the_last_bit() -> None:
+    learner, replayed = Slope(SPEC).float(), TracedLoop()
+    for seed in range(4):
+        batch = TaskBatch(*(tensor.float() for tensor in tasks(5, seed).tensors()))
+        (loss, gradients), (want_loss, want) = replayed.gradient(learner, batch), Loop().gradient(learner, batch)
+        assert torch.equal(loss, want_loss)
+        assert torch.equal(gradients["weight"], want["weight"])
+        inputs = batch.tensors()[:3]
+        with torch.no_grad():
+            got, predicted = replayed.map(learner, "forward", *inputs), Loop().map(learner, "forward", *inputs)
+            learner.weight -= 0.1 * gradients["weight"]
+        assert isinstance(got, Tensor)
+        assert isinstance(predicted, Tensor)
+        assert torch.equal(got, predicted)
+    assert len(replayed.replays) == 2
 
 
 def test_replayed_predictions_are_those_of_the_loop() -> None:
