@@ -31,7 +31,7 @@ class ConvBlock(nn.Sequential):
         assert conv.bias is not None
         first = conv.in_channels * conv.kernel_size[0] ** 2 < conv.out_channels
         if not any(isinstance(layer, nn.MaxPool2d) for layer in self):
-            if not first:
+            if not first or isinstance(norm, nn.GroupNorm):  # which vmap cannot run with the channels last
                 maps = conv(x)
             else:  # contiguous columns, or torch takes their gradient by a product in the order that is slower
                 patches, columns, height, width = _patches(x, conv)
