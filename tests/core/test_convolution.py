@@ -48,7 +48,7 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("pool", "stride"), [(True, 1), (False, 2), (False, 1), (True, 2)])
-@pytest.mark.parametrize("n_in", [1, 3, 8])
+@pytest.mark.parametrize("n_in", [1, 3, 16])
 def test_a_block_is_torchs_layers_to_the_second_derivative(n_in: int, pool: bool, stride: int, norm: str) -> None:
     torch.manual_seed(0)
     layers = block(n_in, norm, pool, stride).double()
