@@ -122,7 +122,9 @@ def textbook(row: Row, learner: Learner, head: bool = True) -> nn.Sequential:
             stride = row.encoder.pool == "stride"
             layers += [
                 nn.Conv2d(n_in, WIDTH, 3, 2 if stride else 1, padding=1),
-                nn.BatchNorm2d(WIDTH, track_running_stats=False),
+                nn.GroupNorm(1, WIDTH)
+                if row.encoder.norm == "layer"
+                else nn.BatchNorm2d(WIDTH, track_running_stats=False),
                 nn.ReLU(),
                 *([] if stride else [nn.MaxPool2d(2)]),
             ]
@@ -300,6 +302,7 @@ ROWS = {
     for row in (
         Row("MAML, max-pool", 1.7, MAML, MAML.Config(inner_lr=LR), MAMLS),
         Row("MAML, strides", 1.25, MAML, MAML.Config(inner_lr=LR), MAMLS, STRIDES),
+        Row("MAML, max-pool, layer norm", 1.7, MAML, MAML.Config(inner_lr=LR), MAMLS, Conv4.Config(width=WIDTH)),
         Row("FOMAML, 5 steps", 1.6, MAML, MAML.Config(inner_lr=0.1, inner_steps=5, first_order=True),
             {"learn2learn": learn2learn_maml}),
         Row("Reptile, 5 steps", 1.3, Reptile, Reptile.Config(), {"learn2learn": learn2learn_reptile}),

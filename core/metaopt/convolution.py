@@ -10,6 +10,8 @@ from torch.nn.functional import conv2d, max_pool2d, pad
 
 AT_ONCE = 2**19
 """Numbers of a first layer's maps that are in memory at a time: two megabytes, which stay in the cache."""
+FEW = 4
+"""A layer is a product of patches where these have less than so many times the numbers of its maps."""
 aten = torch.ops.aten
 
 
@@ -29,9 +31,9 @@ class ConvBlock(nn.Sequential):
         conv = next(layer for layer in self if isinstance(layer, nn.Conv2d))
         norm = next((layer for layer in self if isinstance(layer, (nn.GroupNorm, nn.BatchNorm2d))), None)
         assert conv.bias is not None
-        first = conv.in_channels * conv.kernel_size[0] ** 2 < conv.out_channels
+        first = conv.in_channels * conv.kernel_size[0] ** 2 < FEW * conv.out_channels
         if not any(isinstance(layer, nn.MaxPool2d) for layer in self):
-            if not first:
+            if not first or isinstance(norm, nn.GroupNorm):  # which vmap cannot run with the channels last
                 maps = conv(x)
             else:  # contiguous columns, or torch takes their gradient by a product in the order that is slower
                 patches, columns, height, width = _patches(x, conv)

@@ -191,7 +191,9 @@ class Traced(Recorder, Executor):
 class TracedLoop(Recorder, Executor):
     """The operators that `Loop` runs on a task, recorded once for each shape and replayed task by task.
 
-    It computes what the loop does, to the last bit. Recording takes some seconds for many steps of second order.
+    It computes what the loop does, but for rounding, where gradients are added up in another order; which calls are
+    recorded is a matter of their number, so that a repeated trial is the same to the last bit. Recording takes some
+    seconds for many steps of second order.
     """
 
     name = "traced-loop"

