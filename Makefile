@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture fuzz wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture load fuzz fuzz-guided wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -19,6 +19,8 @@ help:
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
+	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
+	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
@@ -86,6 +88,21 @@ torture: .venv/metaopt
 
 fuzz: .venv/dev
 	METAOPT_FUZZ=$(or $(METAOPT_FUZZ),100) $(BIN)/python -m pytest tests/core/test_fuzz.py
+
+# An environment of its own: atheris, which instruments code, is nothing that metaopt needs.
+.venv/fuzz: .venv/dev
+	$(PYTHON) -m venv .venv/fuzz-guided
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv/fuzz-guided/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/metaopt.pth"
+	.venv/fuzz-guided/bin/python -m pip install --quiet --no-deps atheris==3.0.0
+	@touch $@
+
+fuzz-guided: .venv/fuzz
+	PYTHONPATH=core:plugins .venv/fuzz-guided/bin/python -W ignore benchmarks/fuzz.py \
+		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep)
+
+load: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/load.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -24,7 +24,7 @@ KEPT = Path(__file__).parents[1] / "tests" / "fuzz"
 FOUND = Path("build") / "fuzz"
 LARGEST = 4096  # bytes of an input
 MANY = 300  # inputs kept of a target
-OURS = ["metaopt", "metaopt_tasks", "yaml", "csv", "json", "argparse", "zipfile"]
+OURS = ["metaopt", "metaopt_tasks", "yaml", "csv", "json", "argparse", "zipfile", "PIL", "numpy.lib"]
 """Modules whose ways are counted."""
 STUDY = """\
 name: s
@@ -43,6 +43,7 @@ Target = Callable[[bytes], object]
 def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after another
     """Return what is fuzzed by name; each takes an input, and works in a folder of its own under `root`."""
     import torch
+    from PIL import Image
 
     from metaopt import plugins
     from metaopt.cli import main
@@ -51,6 +52,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     from metaopt.study.model import CONFIG, WEIGHTS, load
 
     torch.set_num_threads(1)
+    Image.init()  # its formats come in here, where they are instrumented
     root.mkdir(exist_ok=True)
     os.environ["METAOPT_CACHE"] = str(root / "cache")
     registry, cpu = plugins.load(), torch.device("cpu")
@@ -206,7 +208,7 @@ def child(name: str, root: Path, *flags: str | Path) -> str:
     command = [sys.executable, __file__, "--target", name, "--root", str(root), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        print(f"{name}: see {FOUND}\n" + "\n".join(done.stderr.splitlines()[-40:]), file=sys.stderr)
+        print(f"{name}: see {FOUND}\n{done.stdout[-3000:]}\n{done.stderr[-1000:]}", file=sys.stderr)
     return done.stderr
 
 
