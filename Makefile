@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture load fuzz fuzz-guided wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -37,6 +37,21 @@ help:
 .venv/dev: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
+
+# As CI sets it up: every file that is installed has the hash that stands in .ci/requirements.txt.
+.venv/ci: pyproject.toml .ci/requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@ .venv/metaopt .venv/dev
+
+pins:
+	$(PYTHON) .ci/pin.py
+
+audit: .venv/dev
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --require-hashes --disable-pip --requirement .ci/requirements.txt
 
 study: .venv/metaopt
 	$(BIN)/metaopt study run quickstart --workers 2
