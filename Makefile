@@ -51,7 +51,7 @@ pins:
 audit: .venv/dev
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet pip-audit
-	.venv/audit/bin/pip-audit --require-hashes --disable-pip --requirement .ci/requirements.txt
+	.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement .ci/requirements.txt
 
 study: .venv/metaopt
 	$(BIN)/metaopt study run quickstart --workers 2

@@ -18,11 +18,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 KEPT = Path(__file__).parents[1] / "tests" / "fuzz"
 FOUND = Path("build") / "fuzz"
-LARGEST = 4096  # bytes of an input
+LARGEST = 2**14  # bytes of an input
 MANY = 300  # inputs kept of a target
 OURS = ["metaopt", "metaopt_tasks", "yaml", "csv", "json", "argparse", "zipfile", "PIL", "numpy.lib"]
 """Modules whose ways are counted."""
@@ -45,7 +46,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     import torch
     from PIL import Image
 
-    from metaopt import plugins
+    from metaopt import checkpoint, plugins
     from metaopt.cli import main
     from metaopt.errors import UserError
     from metaopt.study.file import load as load_study
@@ -99,6 +100,12 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
         (folder / (CONFIG if content[:1] != b"w" else WEIGHTS)).write_bytes(content[1:])
         refused_in_a_sentence(lambda: load(folder, registry, cpu))
 
+    def kept_on_the_way(content: bytes) -> None:
+        """Whatever it holds, its trial begins anew or goes on. Its checksum, at which most would end, always fits."""
+        file("7.safetensors", content)
+        with torch.random.fork_rng(devices=[]), patch.object(checkpoint, "_crc", return_value="0"):
+            checkpoint.Checkpoint(root / "7.safetensors", {}).resume(moving())
+
     def arguments(content: bytes) -> None:
         words = content.decode("utf-8", "replace").split("\n")[:8]
         if any(word.startswith(("/", "~")) or ".." in word or "=/" in word for word in words):
@@ -123,6 +130,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
         "npz": sampler("arrays", ".npz"),
         "picture": picture,
         "model": model,
+        "checkpoint": kept_on_the_way,
         "arguments": arguments,
     }
 
@@ -138,6 +146,21 @@ def saved_model(root: Path) -> dict[str, bytes]:
         with contextlib.redirect_stdout(io.StringIO()):
             assert main(["study", "run", str(root / "s.yaml"), "--output", str(root / "run"), "--quiet"]) == 0
     return {name: (best / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+
+
+def moving() -> Any:
+    """Return what meta-training of a small network would change."""
+    import torch
+
+    from metaopt.checkpoint import Moving
+    from metaopt.executor import Traced
+
+    learner: Any = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(learner.parameters())
+    learner(torch.ones(2)).backward()
+    optimizer.step()
+    average = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
+    return Moving(learner, optimizer, average, torch.Generator(), Traced())
 
 
 def seeds(name: str, root: Path) -> Iterable[bytes]:
@@ -167,6 +190,13 @@ def seeds(name: str, root: Path) -> Iterable[bytes]:
             (config, weights) = saved_model(root).values()
             yield b"c" + config
             yield b"w" + weights
+        case "checkpoint":
+            from metaopt import checkpoint
+
+            with patch.object(checkpoint, "EVERY", -1.0), patch.object(checkpoint, "_crc", return_value="0"):
+                one = checkpoint.Checkpoint(root / "kept" / "7.safetensors", {})
+                one.keep(moving(), {"tasks": 3, "planned": 8})
+            yield one.path.read_bytes()
         case "arguments":
             for line in (
                 "study list", "study show runs", "study space quickstart", "plugin list", "plugin show maml", "--help",

@@ -160,6 +160,8 @@ def main() -> int:
             (f"{options.real} real trials", endurance(Path(root) / "real", options.real) if options.real else []),
             (f"{options.trials:,} trials", load(Path(root) / "idle", options.trials) if options.trials else []),
         ):
+            if not rows:
+                continue
             print(f"| {title} | at the start | at the end |\n|---|---|---|")
             print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n", flush=True)
     return 0
