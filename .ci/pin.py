@@ -2,12 +2,11 @@
 """Write .ci/requirements.txt: every package that the tests need, with the hash of the file that pip takes here.
 
 `make pins` runs it after constraints.txt has changed. The hashes are those of one platform, which is CI's: Linux on
-x86-64 with Python 3.11. torch has those of two files, PyPI's own and the smaller one for machines without a GPU, where
-an index at hand serves it.
+x86-64 with Python 3.11. torch's is of the build for machines without a GPU, as PyTorch's own index has it: PyPI's build
+is another file, asks for gigabytes of CUDA beside it, and pip, given the hashes of both, takes that one.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,16 +16,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
 # Made by `make pins` from constraints.txt: do not edit. `pip install --require-hashes -r .ci/requirements.txt` refuses
-# any file but these, which are for Linux on x86-64 with Python 3.11.
+# any file but these, which are for Linux on x86-64 with Python 3.11. torch is the build without CUDA: where no index at
+# hand serves that, add --extra-index-url https://download.pytorch.org/whl/cpu.
 """
 
 
-def resolved(*arguments: str, env: dict[str, str] | None = None) -> dict[str, tuple[str, str]]:
+def resolved() -> dict[str, tuple[str, str]]:
     """Return by package the version and hash that pip would install; nothing is installed."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
-    ran = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, env=env)
+    command += ["--constraint", str(ROOT / "constraints.txt"), f"{ROOT}[dev]"]
     found: dict[str, tuple[str, str]] = {}
-    for one in json.loads(ran.stdout)["install"]:
+    for one in json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["install"]:
         archive: dict[str, Any] = one["download_info"].get("archive_info", {})
         if "hashes" in archive:  # not so of metaopt itself, which is a folder
             name = re.sub(r"[-_.]+", "-", one["metadata"]["name"]).lower()
@@ -35,15 +35,14 @@ def resolved(*arguments: str, env: dict[str, str] | None = None) -> dict[str, tu
 
 
 def main() -> int:
-    every = resolved("--constraint", str(ROOT / "constraints.txt"), f"{ROOT}[dev]")
-    version = every["torch"][0].partition("+")[0]
-    bare = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
-    pypi = resolved("--no-deps", f"torch=={version}", env=bare | {"PIP_CONFIG_FILE": os.devnull})
-    lines = []
-    for name, (version, digest) in sorted(every.items()):
-        digests = sorted({digest, pypi[name][1]} if name in pypi else {digest})
-        pinned = [f"{name}=={version.partition('+')[0]}", *(f"--hash=sha256:{one}" for one in digests)]
-        lines.append(" \\\n    ".join(pinned))
+    every = resolved()
+    if not every["torch"][0].endswith("+cpu"):
+        print(f"pip takes torch {every['torch'][0]} here; give it an index with the build for machines without a GPU")
+        return 1
+    lines = [
+        f"{name}=={version.partition('+')[0]} \\\n    --hash=sha256:{digest}"
+        for name, (version, digest) in sorted(every.items())
+    ]
     (ROOT / ".ci" / "requirements.txt").write_text(HEAD + "\n".join(lines) + "\n")
     print(f"{len(lines)} packages in .ci/requirements.txt")
     return 0

@@ -1,7 +1,8 @@
 """Run a study of 10,000 trials that do nothing, and 500 real ones in one process: does anything grow?
 
-`python benchmarks/load.py` prints both tables. Trials that do nothing score a learner without parameters on two tasks,
-so that what is measured is the search itself: its sampler, its storage, its leaderboard, its display.
+`python benchmarks/load.py` prints both tables, and what checkpoints of long trials cost. Trials that do nothing score a
+learner without parameters on two tasks, so that what is measured is the search itself: its sampler, its storage, its
+leaderboard, its display.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from metaopt import plugins
+from metaopt import checkpoint, plugins
 from metaopt.study import search
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench, Job, TrialResult
@@ -148,6 +149,37 @@ def endurance(folder: Path, trials: int) -> list[tuple[str, str, str]]:
     ]
 
 
+def checkpoints(folder: Path) -> list[tuple[str, str, str]]:
+    """Return the rows of the last table: an encoder, its numbers, what a checkpoint of its meta-training takes."""
+    folder.mkdir(parents=True)
+    registry, rows = plugins.load(), []
+    for name in ("conv4", "resnet12"):
+        study = IDLE | {
+            "tasks": {"sampler": "glyphs", "n_way": 5, "n_shot": 1, "size": 28},
+            "encoder": {name: {}},
+            "name": name,
+        }
+        bench = Bench(resolve(study, name, registry), registry, torch.device("cpu"))
+        learner = bench.build(bench.study.space.default("protonet"), 0)
+        optimizer = torch.optim.Adam(learner.parameters())
+        for parameter in learner.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        average = {key: parameter.detach().clone() for key, parameter in learner.named_parameters()}
+        moving = checkpoint.Moving(learner, optimizer, average, torch.Generator(), bench.executor(learner))
+        one, took = checkpoint.Checkpoint(folder / f"{name}.safetensors", {}), []
+        for _ in range(7):
+            one.due, began = 0.0, time.perf_counter()
+            one.keep(moving, {})
+            took.append(time.perf_counter() - began)
+        share, numbers = statistics.median(took) / checkpoint.EVERY, sum(p.numel() for p in learner.parameters())
+        size = one.path.stat().st_size / 2**20
+        rows.append(
+            (f"{name}, {numbers:,}", f"{size:.1f} MiB, {1000 * statistics.median(took):.0f} ms", f"{share:.2%}")
+        )
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000, help="that do nothing (default: 10,000)")
@@ -156,6 +188,8 @@ def main() -> int:
     torch.set_num_threads(1)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory(prefix="metaopt-load-") as root:
+        print("| encoder, numbers | a checkpoint | of its thirty seconds |\n|---|---|---|")
+        print("\n".join(f"| {' | '.join(row)} |" for row in checkpoints(Path(root) / "checkpoints")) + "\n", flush=True)
         for title, rows in (
             (f"{options.real} real trials", endurance(Path(root) / "real", options.real) if options.real else []),
             (f"{options.trials:,} trials", load(Path(root) / "idle", options.trials) if options.trials else []),
