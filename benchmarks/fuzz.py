@@ -193,8 +193,9 @@ def seeds(name: str, root: Path) -> Iterable[bytes]:
         case "checkpoint":
             from metaopt import checkpoint
 
-            with patch.object(checkpoint, "EVERY", -1.0), patch.object(checkpoint, "_crc", return_value="0"):
-                one = checkpoint.Checkpoint(root / "kept" / "7.safetensors", {})
+            one = checkpoint.Checkpoint(root / "kept" / "7.safetensors", {})
+            one.due = 0.0
+            with patch.object(checkpoint, "_crc", return_value="0"):
                 one.keep(moving(), {"tasks": 3, "planned": 8})
             yield one.path.read_bytes()
         case "arguments":
@@ -256,7 +257,13 @@ def run(name: str, seconds: int, *, keeping: bool) -> list[str]:
         for number, content in enumerate(seeds(name, root)):
             (corpus / f"seed-{number}").write_bytes(content)
         before = len(list(FOUND.iterdir()))
-        limits = ["-timeout=30", "-rss_limit_mb=4096", f"-max_len={LARGEST}", f"-artifact_prefix={FOUND}/{name}-"]
+        limits = [
+            "-timeout=60",
+            "-report_slow_units=60",
+            "-rss_limit_mb=4096",
+            f"-max_len={LARGEST}",
+            f"-artifact_prefix={FOUND}/{name}-",
+        ]
         said = child(name, root, f"-max_total_time={seconds}", *limits, corpus)
         times = max(map(int, re.findall(r"^(?:Done |#)(\d+)", said, re.M)), default=0)
         ways = max(map(int, re.findall(r"cov: (\d+)", said)), default=0)

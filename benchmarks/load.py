@@ -172,11 +172,10 @@ def checkpoints(folder: Path) -> list[tuple[str, str, str]]:
             one.due, began = 0.0, time.perf_counter()
             one.keep(moving, {})
             took.append(time.perf_counter() - began)
-        share, numbers = statistics.median(took) / checkpoint.EVERY, sum(p.numel() for p in learner.parameters())
+        seconds, numbers = statistics.median(took), sum(p.numel() for p in learner.parameters())
+        share = seconds / max(checkpoint.EVERY, seconds / checkpoint.COST)
         size = one.path.stat().st_size / 2**20
-        rows.append(
-            (f"{name}, {numbers:,}", f"{size:.1f} MiB, {1000 * statistics.median(took):.0f} ms", f"{share:.2%}")
-        )
+        rows.append((f"{name}, {numbers:,}", f"{size:.1f} MiB, {1000 * seconds:.0f} ms", f"{share:.2%}"))
     return rows
 
 
@@ -188,7 +187,7 @@ def main() -> int:
     torch.set_num_threads(1)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory(prefix="metaopt-load-") as root:
-        print("| encoder, numbers | a checkpoint | of its thirty seconds |\n|---|---|---|")
+        print("| encoder, numbers | a checkpoint | share of the time |\n|---|---|---|")
         print("\n".join(f"| {' | '.join(row)} |" for row in checkpoints(Path(root) / "checkpoints")) + "\n", flush=True)
         for title, rows in (
             (f"{options.real} real trials", endurance(Path(root) / "real", options.real) if options.real else []),
