@@ -20,6 +20,8 @@ help:
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
+	@echo "make pins       write .ci/requirements.txt, the hash of every package, after constraints.txt has changed"
+	@echo "make audit      look these packages up among known vulnerabilities; needs PyPI itself"
 	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
