@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search torture fuzz wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -21,6 +21,10 @@ help:
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
+	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
+	@echo "make pins       write .ci/requirements.txt, the hash of every package, after constraints.txt has changed"
+	@echo "make audit      look these packages up among known vulnerabilities; needs PyPI itself"
+	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
@@ -38,6 +42,21 @@ help:
 .venv/dev: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
+
+# As CI sets it up: every file that is installed has the hash that stands in .ci/requirements.txt.
+.venv/ci: pyproject.toml .ci/requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@ .venv/metaopt .venv/dev
+
+pins:
+	$(PYTHON) .ci/pin.py
+
+audit: .venv/dev
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement .ci/requirements.txt
 
 study: .venv/metaopt
 	$(BIN)/metaopt study run quickstart --workers 2
@@ -103,6 +122,21 @@ torture: .venv/metaopt
 
 fuzz: .venv/dev
 	METAOPT_FUZZ=$(or $(METAOPT_FUZZ),100) $(BIN)/python -m pytest tests/core/test_fuzz.py
+
+# An environment of its own: atheris, which instruments code, is nothing that metaopt needs.
+.venv/fuzz: .venv/dev
+	$(PYTHON) -m venv .venv/fuzz-guided
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv/fuzz-guided/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/metaopt.pth"
+	.venv/fuzz-guided/bin/python -m pip install --quiet --no-deps atheris==3.0.0
+	@touch $@
+
+fuzz-guided: .venv/fuzz
+	PYTHONPATH=core:plugins .venv/fuzz-guided/bin/python -W ignore benchmarks/fuzz.py \
+		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep)
+
+load: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/load.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -29,10 +29,12 @@ EVERY = 30.0
 """CPU seconds between checkpoints. A meta-training that takes less is not kept, and is begun anew."""
 COST = 0.01
 """The share of a meta-training's time that they may take: where a disk is slow or a learner large, they are fewer."""
+SPEED = 2**26
+"""Bytes a second that are written, as long as none have been."""
+STATES = 4
+"""Times a learner's own size that its state has: weights, their average, and two moments of Adam."""
 FORMAT = 1
 MAX_HEADER = 2**24  # bytes
-MAX_COPIES = 8
-"""Times a learner's own size that a file may have: weights, their average, and two moments of Adam are four."""
 ASIDE = ".unusable"
 
 
@@ -61,11 +63,15 @@ class Checkpoint:
         self.earlier = 0.0
         """Seconds by the wall clock that it took before it was taken up."""
         self.began = time.monotonic()
-        self.due = time.process_time() + EVERY
+        self.due: float | None = None
+        """When the next is written, in CPU seconds of this process; None before meta-training has begun."""
 
     def keep(self, moving: Moving, progress: Mapping[str, Any]) -> None:
         """Write a checkpoint, whole or not at all, where it is time for one. `progress` is JSON."""
-        if time.process_time() < self.due:
+        now = time.process_time()
+        if self.due is None:
+            self.due = now + max(EVERY, STATES * _size(moving.learner) / SPEED / COST)
+        if now < self.due:
             return
         began = time.perf_counter()
         state = json.dumps(
@@ -94,7 +100,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            state, tensors = _read(self.path, MAX_HEADER + MAX_COPIES * _size(moving.learner))
+            state, tensors = _read(self.path, MAX_HEADER + 2 * STATES * _size(moving.learner))
             if state["job"] != self.job:
                 raise ValueError("it is of another trial, or of other settings")
             _put(tensors, state["calls"], moving)

@@ -11,6 +11,10 @@ class UserError(Exception):
     The command line prints it as one sentence and exits with code 2; nothing is half-written.
     """
 
+    def __str__(self) -> str:
+        """Return the message in one line, whatever line breaks a name in it brings along."""
+        return " ".join(super().__str__().splitlines())
+
 
 class InputError(UserError, ValueError):
     """The same, of what is given to a model in Python, where scikit-learn's users expect a ValueError."""

@@ -1,7 +1,8 @@
 """A narrowing pile of strided convolutions, for pictures larger than Conv-4 was made for.
 
 As in "Striving for Simplicity" (Springenberg, Dosovitskiy, Brox & Riedmiller, 2015, arXiv:1412.6806) strides take the
-place of pooling, and the saved time pays for larger pictures and for channels that grow from layer to layer.
+place of pooling, and the saved time pays for larger pictures and for channels that grow from layer to layer. Or only the
+first layer, whose maps are the largest, has a stride, and the others are pooled, which learns more from each task.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from math import prod
 from torch import Tensor, nn
 
 from metaopt import tune
+from metaopt.convolution import ConvBlock
 from metaopt.errors import UserError
 from metaopt.nn import ChannelsLast, Encoder
 
@@ -19,7 +21,7 @@ GROWTH = (1, 2, 3, 4, 4, 4)
 
 
 class Pyramid(Encoder):
-    """Layers of 3×3 convolution with stride 2, normalisation over channels and pixels, and ReLU."""
+    """Layers of 3×3 convolution, normalisation over channels and pixels, and ReLU, each halving the picture."""
 
     name = "pyramid"
 
@@ -27,6 +29,8 @@ class Pyramid(Encoder):
     class Config:
         width: int = tune.integer(8, 64, log=True, default=32)
         depth: int = tune.integer(3, 6, default=5)
+        pool: str = tune.choice("stride", "max")
+        """What halves the picture behind the first layer, which has a stride."""
 
     def __init__(self, x_shape: tuple[int, ...], config: Config) -> None:
         super().__init__(x_shape, config)
@@ -35,22 +39,26 @@ class Pyramid(Encoder):
                 f"the encoder pyramid needs pictures (channels, height, width), not examples of shape {x_shape}"
             )
         channels, *sides = x_shape
-        if min(sides) <= 2 ** (config.depth - 1):
+        least = 2 ** (config.depth - 1) + 1 if config.pool == "stride" else 2**config.depth - 1
+        if min(sides) < least:
             raise UserError(
                 f"the encoder pyramid halves a picture {config.depth} times: {x_shape[1:]} pixels are too few; use "
-                f"{2 ** (config.depth - 1) + 1} or more, or a smaller depth"
+                f"{least} or more, or a smaller depth"
             )
+        for layer in range(config.depth):
+            rounds_up = config.pool == "stride" or layer == 0
+            sides = [(side + 1) // 2 if rounds_up else side // 2 for side in sides]
         widths = [channels] + [factor * config.width for factor in GROWTH[: config.depth]]
-        self.layers = nn.Sequential(*(self._layer(a, b) for a, b in pairwise(widths)))
-        for _ in range(config.depth):
-            sides = [(side + 1) // 2 for side in sides]
+        self.layers = nn.Sequential(*(self._layer(a, b, at) for at, (a, b) in enumerate(pairwise(widths))))
         self.map_shape = (widths[-1], sides[0], sides[1])
         self.n_features = prod(self.map_shape)
 
-    @staticmethod
-    def _layer(n_in: int, n_out: int) -> nn.Sequential:
+    def _layer(self, n_in: int, n_out: int, number: int) -> nn.Sequential:
         # One group: each example's own mean and variance over channels and pixels.
-        return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1), ChannelsLast(), nn.GroupNorm(1, n_out), nn.ReLU())
+        norm, relu = nn.GroupNorm(1, n_out), nn.ReLU()
+        if self.config.pool == "stride" or number == 0:
+            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1), ChannelsLast(), norm, relu)
+        return ConvBlock(nn.Conv2d(n_in, n_out, 3, padding=1), norm, relu, nn.MaxPool2d(2))
 
     def maps(self, x: Tensor) -> Tensor:
         """Return features on their grid: (n, channels, height, width) to (n, *map_shape)."""

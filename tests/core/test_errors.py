@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaopt.errors import TrialError, UserError, unknown
+from metaopt.errors import InputError, TrialError, UserError, unknown
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_any_name_is_answered_in_one_line_that_holds_it(name: object, allowed: s
 def test_a_users_mistake_is_no_failure_of_a_trial_and_the_other_way_round() -> None:
     assert not issubclass(UserError, TrialError | ValueError)
     assert not issubclass(TrialError, UserError | ValueError)
+
+
+@pytest.mark.parametrize("breaks", ["\n", "\r\n", "\x0b", "\x1e", "\x85", "\u2028"])
+def test_a_users_mistake_is_told_in_one_line_whatever_breaks_a_name_brings(breaks: str) -> None:
+    said = str(UserError(f"t.csv: no column named 'label'; choose one of: la{breaks}bel"))
+    assert said == "t.csv: no column named 'label'; choose one of: la bel"
+    assert str(InputError(f"a{breaks}b")) == "a b"

@@ -23,7 +23,7 @@ from metaopt.study import strategy, versions
 from metaopt.study.crew import LOST
 from metaopt.study.file import Study
 from metaopt.study.leaderboard import FILE as LEADERBOARD
-from metaopt.study.leaderboard import ranked, values
+from metaopt.study.leaderboard import front, ranked, values
 from metaopt.study.leaderboard import read as read_leaderboard
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
@@ -95,6 +95,7 @@ class Ledger:
             _refuse_changes(stored, described)
         self.results = results(self.optuna)
         """Every finished trial."""
+        self.ahead = self._ahead(self.results)
         self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
         """The number and the scores of the best trial when it was last asked for."""
         self.estimates: dict[int, float] = {}
@@ -183,12 +184,22 @@ class Ledger:
 
     def _best(self) -> NDArray[np.float64] | None:
         """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
-        best = next(iter(ranked(self.bench, self.results)), None)
+        best = next(iter(self.best()), None)
         if best and best.number != self.leader[0]:
             scores = read_scores(self.folder / SCORES / f"{best.number:05d}.npy")
             complete = scores is not None and len(scores) == self.bench.study.evaluation.tasks
             self.leader = best.number, scores if complete else None
         return self.leader[1] if best else None
+
+    def best(self) -> list[TrialResult]:
+        """Return the best trials, as many as there are finalists, or more: the first of `leaderboard.ranked`."""
+        return ranked(self.bench, self.ahead)
+
+    def _ahead(self, results: Sequence[TrialResult]) -> list[TrialResult]:
+        """Return those of some trials that may be among the best of these and of later ones."""
+        if self.bench.others:
+            return front(self.bench, results)
+        return ranked(self.bench, results)[: self.bench.study.evaluation.finalists]
 
     def _contributions(self, scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = self.bench.objective.contributions(torch.tensor(np.asarray(scores))).numpy()
@@ -212,6 +223,7 @@ class Ledger:
         self._close(result)
         self._checkpoint(result.number).unlink(missing_ok=True)
         self.results.append(result)
+        self.ahead = self._ahead([*self.ahead, result])
         return True
 
     def _checkpoint(self, number: int) -> Path:

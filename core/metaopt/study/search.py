@@ -151,7 +151,7 @@ def _search(
     bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], end: float
 ) -> None:
     while True:
-        deadline = end - _reserve(bench, ledger.results, crew)
+        deadline = end - _reserve(bench, ledger.best(), crew)
         left = bench.study.trials - len(ledger.results) - crew.busy
         while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline:
             # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
@@ -166,15 +166,15 @@ def _search(
                 end = -math.inf  # another would not come to its end either
             if ledger.tell(done):
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
-                best = next(iter(leaderboard.ranked(bench, ledger.results)), None)
+                best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)
 
 
-def _reserve(bench: Bench, results: list[TrialResult], crew: Crew) -> float:
+def _reserve(bench: Bench, best: list[TrialResult], crew: Crew) -> float:
     """Return the seconds that finalists and report will take, as far as the best trials tell."""
     if bench.study.timeout is None:
         return 0.0
-    best = leaderboard.ranked(bench, results)[: bench.study.evaluation.finalists]
+    best = best[: bench.study.evaluation.finalists]
     if not best:
         return 0.1 * bench.study.timeout
     n_tasks = bench.study.evaluation.report_tasks

@@ -11,6 +11,7 @@ import pytest
 from metaopt import tune
 from metaopt.errors import UserError
 from metaopt.learner import Learner
+from metaopt.study import strategy as strategies
 from metaopt.study.space import Params, Space
 from metaopt.study.strategy import SAMPLERS, STRATEGIES, Bandit, build, degenerates
 
@@ -187,3 +188,56 @@ def test_a_sampler_whose_package_is_missing_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("metaopt.study.strategy.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install cmaes"):
         build("joint", "cmaes", 0, SPACE)
+
+
+# Of many trials
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_learner_of_many_trials_is_modelled_by_its_best_and_its_newest(
+    monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    monkeypatch.setattr(strategies, "MODELLED", 10)
+    bandit = build("bandit", sampler, 0, SPACE)
+    assert isinstance(bandit, Bandit)
+    study = optuna.create_study(direction="maximize", sampler=bandit)
+    for learner in SPACE.learners:
+        study.enqueue_trial(SPACE.searched(SPACE.default(learner)))
+    for _ in range(80):
+        trial = study.ask()
+        study.tell(trial, score(SPACE.suggest(trial)))
+    SPACE.suggest(study.ask())
+    kept = [one.value for one in bandit.arms["sharp"].get_trials() if one.state.is_finished()]
+    assert len(kept) < 20 < bandit.tries["sharp"]
+    tried = [one.value for one in study.trials[:80] if one.params["learner"] == "sharp"]
+    assert max(kept) == max(tried)
+    assert kept[-5:] == tried[-5:]
+    assert sum(bandit.tries.values()) == 81
+
+
+def test_brute_force_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "MODELLED", 1)
+    test_brute_force_tries_everything_once_and_refuses_what_has_no_end("bandit")
+
+
+def test_a_search_of_many_trials_that_is_begun_anew_each_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "MODELLED", 6)
+    assert search("bandit", "tpe", 50) == search("bandit", "tpe", 50, fresh=True)
+
+
+def test_trials_that_run_while_a_learner_is_cut_back_are_told_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "MODELLED", 6)
+    bandit = build("bandit", "random", 0, SPACE)
+    assert isinstance(bandit, Bandit)
+    study = optuna.create_study(direction="maximize", sampler=bandit)
+    running = [study.ask() for _ in range(3)]
+    params = [SPACE.suggest(trial) for trial in running]
+    for _ in range(40):
+        trial = study.ask()
+        study.tell(trial, score(SPACE.suggest(trial)))
+    for trial, value in zip(running, (1000.0, 2000.0, 3000.0), strict=True):
+        study.tell(trial, value)
+    SPACE.suggest(study.ask())
+    for chosen, value in zip(params, (1000.0, 2000.0, 3000.0), strict=True):
+        [same] = [one for one in bandit.arms[chosen["learner"]].get_trials() if one.value == value]
+        assert all(chosen[name] == set_to for name, set_to in same.params.items())
