@@ -54,6 +54,12 @@ def scored(small: str, seed: int, folder: Path, changes: list[str]) -> dict[str,
     }
 
 
+def say(text: str) -> None:
+    """Print a line at once, as the next may be a quarter of an hour away."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Run and score every study that is asked for, and write what came of it after each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,18 +74,17 @@ def main() -> int:
         for small in options.sets:
             found = scored(small, seed, options.output, options.set)
             studies.append(found)
-            print(
+            say(
                 f"{small}, seed {seed}: {found['learner']}, error {found['error']:.2%} on the runs "
                 f"({found['low']:.2%} to {found['high']:.2%}), {1 - found['other_alphabets']:.2%} on other alphabets; "
-                f"{found['cpu_seconds'] / 60:.1f} CPU minutes, {found['seconds'] / 60:.1f} by the clock",
-                flush=True,
+                f"{found['cpu_seconds'] / 60:.1f} CPU minutes, {found['seconds'] / 60:.1f} by the clock"
             )
             write_json(options.json, {"date": datetime.now(UTC).date().isoformat(), "settings": options.set,
                                       "published": PUBLISHED, "studies": studies})  # fmt: skip
     for small in options.sets:
         errors = [found["error"] for found in studies if found["set"] == small]
-        print(f"{small}: mean error {mean(errors):.2%}, each seed {', '.join(f'{error:.2%}' for error in errors)}")
-    print(f"mean error {100 * mean(found['error'] for found in studies):.1f} % over {options.seeds} seeds")
+        say(f"{small}: mean error {mean(errors):.2%}, each seed {', '.join(f'{error:.2%}' for error in errors)}")
+    say(f"mean error {100 * mean(found['error'] for found in studies):.1f} % over {options.seeds} seeds")
     return 0
 
 

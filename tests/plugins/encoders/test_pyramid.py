@@ -2,23 +2,28 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 from metaopt.errors import UserError
+from metaopt.nn import ChannelsLast
 from metaopt_encoders.pyramid import Pyramid
 
 
-def pyramid(x_shape: tuple[int, ...], **config: int) -> Pyramid:
+def pyramid(x_shape: tuple[int, ...], **config: Any) -> Pyramid:
     torch.manual_seed(0)
     return Pyramid(x_shape, Pyramid.Config(**config))
 
 
-@pytest.mark.parametrize("depth", [3, 4, 5, 6])
+@pytest.mark.parametrize("pool", ["stride", "max"])
+@pytest.mark.parametrize("depth", [3, 4, 5])
 @pytest.mark.parametrize("sides", [(56, 56), (33, 84), (105, 105)])
-def test_forward_gives_n_features_on_the_grid_that_map_shape_says(sides: tuple[int, int], depth: int) -> None:
-    encoder, x = pyramid((3, *sides), width=8, depth=depth), torch.randn(2, 3, *sides)
+def test_forward_gives_n_features_on_the_grid_that_map_shape_says(
+    sides: tuple[int, int], depth: int, pool: str
+) -> None:
+    encoder, x = pyramid((3, *sides), width=8, depth=depth, pool=pool), torch.randn(2, 3, *sides)
     assert encoder(x).shape == (2, encoder.n_features)
     assert encoder.maps(x).shape[1:] == encoder.map_shape
 
@@ -31,9 +36,24 @@ def test_56_pixels_and_32_channels_give_a_third_of_a_million_parameters() -> Non
     assert encoder.map_shape == (128, 2, 2)
 
 
+def test_a_pooled_pyramid_is_strided_once_and_then_is_torchs_layers() -> None:
+    encoder, x = pyramid((1, 40, 40), width=8, depth=4, pool="max").double(), torch.randn(3, 1, 40, 40).double()
+    [(first, *_), *others] = [[layer for layer in block if not isinstance(layer, ChannelsLast)]
+                              for block in encoder.layers]  # fmt: skip
+    assert first.stride == (2, 2)
+    expected = torch.nn.Sequential(*encoder.layers[0])(x)
+    for block in others:
+        assert [type(layer).__name__ for layer in block] == ["Conv2d", "GroupNorm", "ReLU", "MaxPool2d"]
+        expected = torch.nn.Sequential(*block)(expected)
+    torch.testing.assert_close(encoder.maps(x), expected)
+
+
 def test_too_few_pixels_and_vectors_are_refused() -> None:
     with pytest.raises(UserError, match=re.escape("(16, 16) pixels are too few; use 17 or more, or a smaller depth")):
         pyramid((1, 16, 16))
     assert pyramid((1, 17, 17), width=8).map_shape[1:] == (1, 1)
+    with pytest.raises(UserError, match=re.escape("(30, 30) pixels are too few; use 31 or more, or a smaller depth")):
+        pyramid((1, 30, 30), pool="max")
+    assert pyramid((1, 31, 31), width=8, pool="max").map_shape[1:] == (1, 1)
     with pytest.raises(UserError, match="needs pictures"):
         pyramid((16,))
