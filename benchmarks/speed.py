@@ -330,7 +330,7 @@ def work(row: Row, contender: str, threads: int) -> None:
     """Answer a parent's lines, in JSON: "check FILE", "flops", or a number of steps to take."""
     torch.set_num_threads(threads)
     if not row.evaluation:  # a study trains by hundreds of calls, and evaluates 600 tasks in 38 that it does not record
-        executors.RECORD_AFTER = 2
+        executors.RECORD_AFTER = executors.RECORD_LOOP_AFTER = 2
     build = metaopt if contender == "metaopt" else row.peers[contender]
     step = build(row, *row.build(torch.float32))
     for line in sys.stdin:

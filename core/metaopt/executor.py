@@ -23,6 +23,8 @@ from metaopt.task import TaskBatch, TaskSpec
 
 RECORD_AFTER = 100
 """Calls of one kind after which `Traced` records it."""
+RECORD_LOOP_AFTER = 400
+"""Those after which `TracedLoop` does: it gains a tenth of a call, and recording takes as long as some ten calls."""
 Parameters = Mapping[str, Tensor]
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,9 @@ class Recorder:
         self.seen: Counter[Hashable] = Counter()
         self.replays: dict[Hashable, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
 
+    def _patience(self) -> int:
+        return RECORD_AFTER
+
     def _recorded(
         self,
         learner: Learner,
@@ -111,7 +116,7 @@ class Recorder:
         key = (learner, what, n_tasks, learner.training, tuple(parameters), *sizes)
         values = [parameter.detach() for parameter in parameters.values()]
         self.seen[key] += 1
-        if self.seen[key] == RECORD_AFTER and learner.traceable:
+        if self.seen[key] == self._patience() and learner.traceable:
             n = len(parameters)
 
             def flat(*inputs: Tensor) -> Sequence[Tensor]:
@@ -197,6 +202,9 @@ class TracedLoop(Recorder, Executor):
     """
 
     name = "traced-loop"
+
+    def _patience(self) -> int:
+        return RECORD_LOOP_AFTER
 
     def map(self, learner: Learner, method: str, *tensors: Tensor) -> Tensor | dict[str, Tensor]:
         names: list[str] = []  # as in `Traced`

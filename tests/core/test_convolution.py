@@ -118,7 +118,7 @@ def test_what_a_block_returns_has_its_channels_last_in_memory() -> None:
 def test_a_replayed_loop_over_blocks_is_the_loop_but_for_rounding_and_the_same_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("metaopt.executor.RECORD_AFTER", 1)
+    monkeypatch.setattr("metaopt.executor.RECORD_LOOP_AFTER", 1)
     torch.manual_seed(0)
     spec = TaskSpec("classification", (1, 16, 16), n_way=3, n_shot=1, n_query=2)
     draw = torch.Generator().manual_seed(0)

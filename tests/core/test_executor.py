@@ -101,6 +101,7 @@ N_TASKS = 2
 def _recorded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let executors that record what is called often record every first call."""
     monkeypatch.setattr("metaopt.executor.RECORD_AFTER", 1)
+    monkeypatch.setattr("metaopt.executor.RECORD_LOOP_AFTER", 1)
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def tasks(n: int = 3, seed: int = 0) -> TaskBatch:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "RECORD_AFTER", 2)
+    monkeypatch.setattr(executor, "RECORD_LOOP_AFTER", 2)
 
 
 def test_replayed_gradients_are_those_of_vmap_bit_for_bit_also_after_the_parameters_moved() -> None:
