@@ -52,6 +52,9 @@ MAY_CHANGE = (
 class Ledger:
     """The trials of a study, kept by Optuna. Only the study's own process writes here, so counts are exact."""
 
+    shared = False
+    """Whether other processes write, too: see `metaopt.study.shared`."""
+
     def __init__(self, bench: Bench, storage: BaseStorage, folder: Path) -> None:
         """Open the study in the storage, or create it with every learner's default configuration waiting first.
 
@@ -62,7 +65,7 @@ class Ledger:
         self.running: dict[int, optuna.Trial] = {}
         self.again: list[optuna.Trial] = []
         """Trials that were begun and are to be run again, from their start and with the same seed."""
-        names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+        names = optuna.get_all_study_names(storage)
         kept: dict[str, Any] = {
             "storage": storage,
             "study_name": study.name,
@@ -88,9 +91,11 @@ class Ledger:
             for params in warm:
                 self.optuna.enqueue_trial(params, user_attrs={"origin": "warm start"}, skip_if_exists=True)
             self.optuna.set_user_attr("versions", versions.used(bench))
+            self.optuna.set_user_attr("shared", self.shared)
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
         else:
             _refuse_changes(stored, described)
+            self._refuse_other_keeper()
         self.results = results(self.optuna)
         """Every finished trial."""
         self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
@@ -101,15 +106,19 @@ class Ledger:
 
     def ask(self, deadline: float = math.inf) -> Job:
         """Return the next trial as a job."""
-        study = self.bench.study
         trial = self.again.pop(0) if self.again else self.optuna.ask()
         self.running[trial.number] = trial
-        params = study.space.suggest(trial)
+        params = self.bench.study.space.suggest(trial)
         trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        return self.job(trial.number, params, deadline)
+
+    def job(self, number: int, params: Params, deadline: float) -> Job:
+        """Return the order for a trial of the search."""
+        study = self.bench.study
         return Job(
-            number=trial.number,
+            number=number,
             params=params,
-            seed=seeds.derive(study.seed, "trial", trial.number),
+            seed=seeds.derive(study.seed, "trial", number),
             budget=study.budget,
             pool=study.search_on,
             purpose="search",
@@ -182,10 +191,14 @@ class Ledger:
         """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
         best = next(iter(ranked(self.bench, self.results)), None)
         if best and best.number != self.leader[0]:
-            scores = read_scores(self.folder / SCORES / f"{best.number:05d}.npy")
+            scores = self.scores(best.number)
             complete = scores is not None and len(scores) == self.bench.study.evaluation.tasks
             self.leader = best.number, scores if complete else None
         return self.leader[1] if best else None
+
+    def scores(self, number: int) -> NDArray[np.float64] | None:
+        """Return the scores of a complete trial, task by task; None where they were deleted."""
+        return read_scores(self.folder / SCORES / f"{number:05d}.npy")
 
     def _contributions(self, scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = self.bench.objective.contributions(torch.tensor(np.asarray(scores))).numpy()
@@ -234,6 +247,17 @@ class Ledger:
                 self.optuna.tell(result.number, state=TrialState.PRUNED)
             case "failed":
                 self.optuna.tell(result.number, state=TrialState.FAIL)
+
+    def _refuse_other_keeper(self) -> None:
+        """Raise UserError where workers on other machines have trials of this study that are still to be done."""
+        name, trials = self.bench.study.name, self.optuna.get_trials(deepcopy=False)
+        done = sum(trial.state.is_finished() for trial in trials)
+        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        if self.optuna.user_attrs.get("shared") and (running or done < self.bench.study.trials):
+            raise UserError(
+                f"the study {name!r} was made by `metaopt study create`, and {done} of its trials are done; go on with "
+                "`metaopt worker`, end it with `metaopt study finish`, or set another name in the study file"
+            )
 
     def _take_up(self) -> None:
         """Take up the trials that ran when the study ended. The run folder's lock says that nobody runs them now."""

@@ -169,6 +169,8 @@ class Bandit(BaseSampler):
         for one in study.get_trials(deepcopy=False):
             if one.number in self.told or one.number == trial.number:
                 continue
+            if one.number not in self.at and not one.state.is_finished() and not self._is_chosen(one):
+                continue  # another process is choosing it
             arm = self._arm(study, one.params.get("learner", next(iter(self.space.learners))))
             if one.number not in self.at:  # of an earlier run of the study, or a default
                 own = {name: distribution for name, distribution in one.distributions.items() if name != "learner"}
@@ -181,6 +183,14 @@ class Bandit(BaseSampler):
                     arm.tell(self.at[one.number], one.values)
                 else:
                     arm.tell(self.at[one.number], state=TrialState.FAIL)
+
+    def _is_chosen(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial has all of its hyperparameters."""
+        try:
+            self.space.suggest(optuna.trial.FixedTrial(trial.params, trial.number))
+        except ValueError:
+            return False
+        return True
 
     def _learner(self, study: optuna.Study) -> str:
         """Return the learner with the highest bound; the first of equals."""
