@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,27 @@ def create(bench: Bench, url: str) -> dict[str, Any]:
     Raises UserError where it is there and differs in what makes trials compare.
     """
     study = bench.study
-    store = open_store(url, study.name)
-    with store.alone():
+    with closing(open_store(url, study.name)) as store, store.alone():
         ledger = Shared(bench, store, Path("runs") / study.name)
         before, now = ledger.optuna.user_attrs["study"], study.to_dict()
         if before != now:
             ledger.optuna.set_user_attr("study", now)
-    done = sum(trial.state.is_finished() for trial in ledger.optuna.get_trials(deepcopy=False))
+        done = sum(trial.state.is_finished() for trial in ledger.optuna.get_trials(deepcopy=False))
     return {"study": study.name, "trials": study.trials, "done": done}
 
 
 def status(url: str, name: str | None) -> dict[str, Any]:
     """Return how the shared studies in a storage stand, or that one."""
-    store = open_store(url, name or "")
-    names = [name] if name else sorted(optuna.get_all_study_names(store.storage))
-    found = []
-    for one in names:
-        attrs = (
-            worker.described(store, one)
-            if name
-            else optuna.load_study(study_name=one, storage=store.storage).user_attrs
-        )
-        if "study" in attrs and attrs.get("shared"):
-            study = optuna.load_study(study_name=one, storage=store.storage)
-            found.append(_status(attrs, study.get_trials(deepcopy=False), study.directions[0].name == "MAXIMIZE"))
-    return {"studies": found}
+    with closing(open_store(url, name or "")) as store:
+        kept = {one: optuna.load_study(study_name=one, storage=store.storage) for one in worker.names(store)}
+        chosen = [worker.described(store, name)["study"]["name"]] if name else sorted(kept)
+        return {
+            "studies": [
+                _status(attrs, kept[one].get_trials(deepcopy=False), kept[one].directions[0].name == "MAXIMIZE")
+                for one in chosen
+                if "study" in (attrs := kept[one].user_attrs) and attrs.get("shared")
+            ]
+        }
 
 
 def _status(attrs: Mapping[str, Any], trials: list[FrozenTrial], maximize: bool) -> dict[str, Any]:
@@ -118,10 +115,9 @@ def finish(
 
     Raises UserError where trials are still to be done.
     """
-    store = open_store(url, name)
-    attrs = worker.described(store, name)
-    kept = optuna.load_study(study_name=name, storage=store.storage)
-    trials = kept.get_trials(deepcopy=False)
+    with closing(open_store(url, name)) as store:
+        attrs = worker.described(store, name)
+        trials = optuna.load_study(study_name=name, storage=store.storage).get_trials(deepcopy=False)
     now = _status(attrs, trials, maximize=True)
     if now["status"] == "open":
         done = now["complete"] + now["pruned"] + now["failed"]
@@ -150,5 +146,6 @@ def finish(
             tested.note(folder, entry["what"], trial=entry["trial"], tasks=entry["tasks"])
     board = search.run(bench, folder, watcher, workers=workers, storage=url, stopped=stopped)
     if board["status"] == "finished":
-        kept.set_user_attr("leaderboard", board)
+        with closing(open_store(url, name)) as store:
+            optuna.load_study(study_name=name, storage=store.storage).set_user_attr("leaderboard", board)
     return board, folder

@@ -15,7 +15,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +43,6 @@ SILENT = 6
 """Beats that a worker misses before it is taken for dead."""
 LOCK_SECONDS = 30
 """To wait for the storage's lock before that counts as a storage that is away."""
-ANNOUNCED = "shared"
 
 
 class LockLostError(Exception):
@@ -61,6 +60,7 @@ class Store:
     storage: BaseStorage
     alone: Callable[[], AbstractContextManager[None]]
     """Holds the lock of one study."""
+    close: Callable[[], None] = lambda: None
 
 
 def open_store(url: str, study: str) -> Store:
@@ -83,17 +83,25 @@ def open_store(url: str, study: str) -> Store:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for attempt in range(4):
         try:
-            rdb = RDBStorage(with_driver(url), engine_kwargs=_engine_settings())
+            # Tables are made and checked by connections that nest, of which the lasting one is not to be.
+            RDBStorage(with_driver(url), engine_kwargs={"connect_args": {"connect_timeout": 10}}).engine.dispose()
+            rdb = RDBStorage(
+                with_driver(url),
+                engine_kwargs=_engine_settings(),
+                skip_table_creation=True,
+                skip_compatibility_check=True,
+            )
             break
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
-            if isinstance(error.__cause__ or error, IntegrityError | ProgrammingError) and attempt < 3:
+            cause = error.__cause__ or error
+            if isinstance(cause, IntegrityError | ProgrammingError) and attempt < 3:
                 time.sleep(0.5 * (attempt + 1))  # another process is making the tables at this moment
                 continue
             raise UserError(
-                f"--storage: cannot open that storage ({first_line(error, url)}); see that the database is there and "
+                f"--storage: cannot open that storage ({first_line(cause, url)}); see that the database is there and "
                 "answers, as by psql"
             ) from None
-    return Store(optuna.storages.get_storage(rdb), _DatabaseLock(rdb.engine, study))
+    return Store(optuna.storages.get_storage(rdb), _DatabaseLock(rdb.engine, study), rdb.engine.dispose)
 
 
 def _engine_settings() -> dict[str, Any]:
@@ -106,8 +114,8 @@ def _engine_settings() -> dict[str, Any]:
     }
     options = " ".join(f"-c {name}={value}" for name, value in server.items())
     return {
-        "pool_size": 1,
-        "max_overflow": 1,
+        "pool_size": 1,  # and no more, so that what holds the lock is what writes
+        "max_overflow": 0,
         "pool_timeout": LOCK_SECONDS,
         "pool_pre_ping": True,
         "connect_args": {"connect_timeout": 10, "options": options, "application_name": "metaopt"},
@@ -180,6 +188,12 @@ class Claim:
     every: float
     """Seconds between its beats."""
     trial_id: int
+    sign: float
+    """When this worker gave its last sign of life, on its monotonic clock."""
+
+    def marks(self) -> dict[str, Any]:
+        """Return what the storage holds of it."""
+        return {"by": self.by, "attempts": self.attempts, "every": self.every}
 
 
 class Shared(Ledger):
@@ -198,7 +212,10 @@ class Shared(Ledger):
         self.signs: dict[int, tuple[Any, float]] = {}
         """By running trial its last sign of life and when this process first saw it, on its monotonic clock."""
         self.looked = -math.inf
-        self.taken: tuple[FrozenTrial, Claim] | None = None
+        self.taken: Claim | None = None
+        """A trial that this process took, and did not choose yet when the storage went away."""
+        self.limit = bench.study.trials
+        """Trials in all, when it was last asked for: `study create` may change it."""
         super().__init__(bench, store.storage, folder)
 
     def _refuse_other_keeper(self) -> None:
@@ -213,33 +230,37 @@ class Shared(Ledger):
 
     @property
     def over(self) -> bool:
-        """Whether every trial is done, as far as this process has seen."""
-        return not self._running() and not self._open()
+        """Whether every trial is done."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        return not _running(trials) and not self._is_open(trials)
 
     def claim(self) -> Job | None:
         """Take a trial and return it as a job; None where there is none to take now."""
         if self.taken is None:
-            self.refresh()
-            if not self._open() and not any(self._is_orphan(trial) for trial in self._running()):
+            trials = self.refresh()
+            orphaned = any(map(self._is_orphan, _running(trials)))
+            if not orphaned and not self._is_open(trials):
                 return None
             with self.store.alone():
-                self.taken = self._orphan() or self._fresh()
+                self.taken = (self._orphan() if orphaned else None) or self._fresh(trials)
         if self.taken is None:
             return None
-        frozen, claim = self.taken
+        claim = self.taken
         trial = optuna.Trial(self.optuna, claim.trial_id)
         params = self.bench.study.space.suggest(trial)
-        self.running[frozen.number], self.claims[frozen.number], self.taken = trial, claim, None
-        return self.job(frozen.number, params, self._deadline())
+        self.running[trial.number], self.claims[trial.number], self.taken = trial, claim, None
+        return self.job(trial.number, params, self._deadline())
 
-    def refresh(self) -> None:
-        """Read what others have done."""
+    def refresh(self) -> list[FrozenTrial]:
+        """Read what others have done; return every trial."""
         known = {result.number for result in self.results}
+        trials = self.optuna.get_trials(deepcopy=False)
         self.results += [
             TrialResult(**trial.user_attrs["result"])
-            for trial in self.optuna.get_trials(deepcopy=False)
+            for trial in trials
             if trial.state.is_finished() and trial.number not in known and "result" in trial.user_attrs
         ]
+        return trials
 
     def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
         """Do as every ledger; where the storage does not answer the trial goes on."""
@@ -252,31 +273,39 @@ class Shared(Ledger):
 
     def tell(self, done: Done) -> bool:
         """Store a finished trial; return False where it is to be run again, or where somebody else has it by now."""
-        number, told = done.result.number, False
+        number = done.result.number
         claim = self.claims[number]
-        estimate = self.estimates.get(number) if done.result.state == "pruned" else None
-        result = replace(done.result, estimate=estimate)
-        lost = result.reason is not None and result.reason.startswith(LOST) and claim.attempts < ATTEMPTS
-        with self.store.alone():
-            trial = self.store.storage.get_trial(claim.trial_id)
-            mine = trial.user_attrs.get("claim", {}).get("by") == claim.by
-            if mine and trial.state == TrialState.RUNNING:
-                if result.reason == INTERRUPTED or lost:
-                    self._release(claim, claim.attempts - (0 if lost else 1))
-                else:
-                    if done.per_task:
-                        self._keep(claim, done)
-                    self.store.storage.set_trial_user_attr(claim.trial_id, "result", asdict(result))
-                    self._close(result)
-                    told = True
-            elif mine:
-                told = True  # by an earlier call, of which the storage gave no answer
+        # Nobody takes over from a worker that gave a sign of life a moment ago, so that only one that did not needs
+        # the lock, for which all others wait.
+        silent = time.monotonic() - claim.sign > SILENT / 2 * claim.every
+        with self.store.alone() if silent else nullcontext():
+            told = self._tell(claim, done)
         del self.running[number], self.claims[number]
         self.estimates.pop(number, None)
         self.gone.discard(number)
-        if told:
-            self.results.append(result)
         return told
+
+    def _tell(self, claim: Claim, done: Done) -> bool:
+        storage, number = self.store.storage, done.result.number
+        estimate = self.estimates.get(number) if done.result.state == "pruned" else None
+        result = replace(done.result, estimate=estimate)
+        trial = storage.get_trial(claim.trial_id)
+        if trial.user_attrs["claim"]["by"] != claim.by:
+            return False
+        if trial.state != TrialState.RUNNING:  # by an earlier call, of which the storage gave no answer
+            return True
+        lost = result.reason is not None and result.reason.startswith(LOST) and claim.attempts < ATTEMPTS
+        if result.reason == INTERRUPTED or lost:
+            self._release(claim, claim.attempts - (0 if lost else 1))
+            return False
+        try:
+            if done.per_task:
+                self._keep(claim, done)
+            storage.set_trial_user_attr(claim.trial_id, "result", asdict(result))
+            self._close(result)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False  # another worker was faster after all
+        return True
 
     def scores(self, number: int) -> NDArray[np.float64] | None:
         """Return the scores of a complete trial, task by task."""
@@ -286,7 +315,7 @@ class Shared(Ledger):
         """Look for signs of life of the trials that run."""
         now = time.monotonic()
         try:
-            running = self._running()
+            running = _running(self.optuna.get_trials(deepcopy=False))
         except AWAY:
             self.looked = -math.inf
             raise
@@ -301,7 +330,7 @@ class Shared(Ledger):
 
     def live(self) -> None:
         """Give a sign of life for each trial that this process has, and find out which it has no longer."""
-        self.beats += 1
+        self.beats, now = self.beats + 1, time.monotonic()
         for number, claim in list(self.claims.items()):
             trial = self.store.storage.get_trial(claim.trial_id)
             if trial.state != TrialState.RUNNING or _claim(trial).get("by") != claim.by:
@@ -310,15 +339,15 @@ class Shared(Ledger):
                 continue
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self.store.storage.set_trial_user_attr(claim.trial_id, "beat", [claim.by, self.beats])
+                if number in self.claims:
+                    self.claims[number] = replace(claim, sign=now)
 
-    def _running(self) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _open(self) -> bool:
+    def _is_open(self, trials: Sequence[FrozenTrial]) -> bool:
         """Tell whether trials are still to be begun."""
         attrs = self.optuna.user_attrs
-        begun = sum(trial.state != TrialState.WAITING for trial in self.optuna.get_trials(deepcopy=False))
-        return begun < attrs["study"]["trials"] and not is_expired(attrs)
+        self.limit = attrs["study"]["trials"]
+        begun = sum(trial.state != TrialState.WAITING for trial in trials)
+        return begun < self.limit and not is_expired(attrs)
 
     def _deadline(self) -> float:
         """Return when the study's time is up, on this process's monotonic clock."""
@@ -326,26 +355,28 @@ class Shared(Ledger):
         timeout = attrs["study"].get("timeout")
         return time.monotonic() + attrs["began"] + timeout - time.time() if timeout else math.inf
 
-    def _fresh(self) -> tuple[FrozenTrial, Claim] | None:
-        """Begin a trial, one that waits first. The lock is held."""
-        if not self._open():
+    def _fresh(self, trials: Sequence[FrozenTrial]) -> Claim | None:
+        """Begin a trial, one of those that waited first, as they were before the lock was held. It is held."""
+        if not self._is_open(trials):
             return None
+        storage, study_id = self.store.storage, self.optuna._study_id
         if "began" not in self.optuna.user_attrs:
             self.optuna.set_user_attr("began", time.time())
-        storage = self.store.storage
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            return trial, self._claim(trial._trial_id, 1)
-        claim = Claim(uuid.uuid4().hex, 1, self.beat, 0)
-        marks = {"claim": asdict(claim)}
-        trial_id = storage.create_new_trial(
-            self.optuna._study_id, create_trial(state=TrialState.RUNNING, user_attrs=marks)
-        )
-        return storage.get_trial(trial_id), replace(claim, trial_id=trial_id)
+        for trial in trials:
+            if trial.state == TrialState.WAITING and trial.number < self.limit:
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                        return self._claim(trial._trial_id, 1)
+        with suppress(KeyError):  # trials are numbered without a gap
+            storage.get_trial_id_from_study_id_trial_number(study_id, self.limit - 1)
+            return None
+        claim = self._new(0, 1)
+        begun = create_trial(state=TrialState.RUNNING, user_attrs={"claim": claim.marks()})
+        return replace(claim, trial_id=storage.create_new_trial(study_id, begun))
 
-    def _orphan(self) -> tuple[FrozenTrial, Claim] | None:
+    def _orphan(self) -> Claim | None:
         """Take over a trial whose worker died, or gave it back. The lock is held."""
-        for trial in self._running():
+        for trial in _running(self.optuna.get_trials(deepcopy=False)):
             if not self._is_orphan(trial):
                 continue
             if "result" in trial.user_attrs:  # its worker died between the two writes
@@ -353,7 +384,7 @@ class Shared(Ledger):
                 continue
             attempts = _claim(trial).get("attempts", 0)
             if attempts < ATTEMPTS and not is_expired(self.optuna.user_attrs):
-                return trial, self._claim(trial._trial_id, attempts + 1)
+                return self._claim(trial._trial_id, attempts + 1)
             reason = f"{LOST}its worker died {ATTEMPTS} times" if attempts >= ATTEMPTS else TIMEOUT
             params = self.bench.study.space.suggest(optuna.Trial(self.optuna, trial._trial_id))
             state = "failed" if attempts >= ATTEMPTS else "pruned"
@@ -366,25 +397,27 @@ class Shared(Ledger):
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         """Tell whether nobody has a running trial: it was given back, or its worker has been silent for too long.
 
-        While the lock is held a trial without a claim, or with a result, is one whose worker died over it.
+        While the lock is held a trial without a claim is one whose worker died over it.
         """
         claim = _claim(trial)
-        if not claim.get("by") or "result" in trial.user_attrs:
+        if not claim.get("by"):
             return True
         if trial.number in self.claims:
             return False
         sign, since = self.signs.get(trial.number, (None, math.inf))
         return sign == (claim["by"], trial.user_attrs.get("beat")) and self.looked - since > SILENT * claim["every"]
 
+    def _new(self, trial_id: int, attempts: int) -> Claim:
+        return Claim(uuid.uuid4().hex, attempts, self.beat, trial_id, time.monotonic())
+
     def _claim(self, trial_id: int, attempts: int) -> Claim:
-        claim = Claim(uuid.uuid4().hex, attempts, self.beat, trial_id)
-        self.store.storage.set_trial_user_attr(trial_id, "claim", asdict(claim))
+        claim = self._new(trial_id, attempts)
+        self.store.storage.set_trial_user_attr(trial_id, "claim", claim.marks())
         return claim
 
     def _release(self, claim: Claim, attempts: int) -> None:
-        self.store.storage.set_trial_user_attr(
-            claim.trial_id, "claim", asdict(replace(claim, by="", attempts=attempts))
-        )
+        free = replace(claim, by="", attempts=attempts)
+        self.store.storage.set_trial_user_attr(claim.trial_id, "claim", free.marks())
 
     def _keep(self, claim: Claim, done: Done) -> None:
         """Keep scores task by task with the trial: a worker's own disk is no place for them."""
@@ -408,6 +441,10 @@ def kept_scores(trial: FrozenTrial) -> dict[str, NDArray[np.float64]]:
 
 def _packed(scores: Sequence[float]) -> str:
     return base64.b64encode(zlib.compress(np.array(scores, np.float64).tobytes())).decode()
+
+
+def _running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.RUNNING]
 
 
 def _claim(trial: FrozenTrial) -> dict[str, Any]:

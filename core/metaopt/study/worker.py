@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,17 +36,22 @@ LOOK = 1.0
 """Seconds between looks at a study of which all trials are taken, at most."""
 
 
+def names(store: Store) -> list[str]:
+    """Return the names of all studies in a storage."""
+    return optuna.get_all_study_names(store.storage)
+
+
 def described(store: Store, name: str) -> Mapping[str, Any]:
     """Return what the storage knows of a study beside its trials. UserError where there is no such shared study."""
-    names = optuna.get_all_study_names(store.storage)
-    attrs = optuna.load_study(study_name=name, storage=store.storage).user_attrs if name in names else {}
+    known = names(store)
+    attrs = optuna.load_study(study_name=name, storage=store.storage).user_attrs if name in known else {}
     if "study" in attrs and attrs.get("shared"):
         return attrs
     if "study" in attrs:
         raise UserError(f"the study {name!r} was begun by `metaopt study run`, which alone goes on with it")
-    known = ", ".join(sorted(names)) or "none"
     raise UserError(
-        f"the storage holds no study {name!r} made by `metaopt study create` (its studies: {known}); create it first"
+        f"the storage holds no study {name!r} made by `metaopt study create` (its studies: "
+        f"{', '.join(sorted(known)) or 'none'}); create it first"
     )
 
 
@@ -78,7 +83,19 @@ def work(
     beat: float = BEAT,
 ) -> int:
     """Work on a study until it is done or `stopped()`; return how many trials this worker has finished."""
-    store = open_store(url, name)
+    with closing(open_store(url, name)) as store:
+        return _work_in(store, _Patient(url, stopped), name, device, watcher, stopped, beat)
+
+
+def _work_in(
+    store: Store,
+    patient: "_Patient",
+    name: str,
+    device: torch.device,
+    watcher: Watcher,
+    stopped: Callable[[], bool],
+    beat: float,
+) -> int:
     bench = make_bench(described(store, name), device)
     ledger = Shared(bench, store, Path("runs") / name, beat=beat)
     watcher.began(bench, ledger.results)
@@ -93,7 +110,7 @@ def work(
             else crew.Alone(bench, ledger.report, ended)
         )
         try:
-            return _work(_Patient(url, stopped), ledger, hands, watcher, stopped)
+            return _work(patient, ledger, hands, watcher, stopped)
         finally:
             pulse.stop()
             hands.close()
