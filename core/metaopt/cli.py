@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
     _worker_arguments(commands)
+    _launch_arguments(commands)
     _model_arguments(commands)
     _use_arguments(commands)
     return parser
@@ -166,6 +167,28 @@ def _worker_arguments(commands: Any) -> None:
     )
     worker.add_argument("--quiet", action="store_true", help="no line for each trial")
     _device(worker)
+
+
+def _launch_arguments(commands: Any) -> None:
+    engines = _group(commands, "launch", "start workers on a cluster: Dask, Ray or Slurm")
+    dask = _command(engines, "dask", _launch, "run workers as tasks of a Dask cluster")
+    dask.add_argument("--address", required=True, metavar="ADDRESS", help="the scheduler's: tcp://HOST:8786")
+    ray = _command(engines, "ray", _launch, "run workers as tasks of a Ray cluster")
+    ray.add_argument("--address", default="auto", metavar="ADDRESS", help="the cluster's (default: auto, this one's)")
+    ray.add_argument("--gpus", type=float, default=0.0, metavar="N", help="GPUs a worker, also 0.25 (default: 0)")
+    slurm = _command(engines, "slurm", _launch, "run workers as a Slurm array, by submitit")
+    slurm.add_argument("--time", type=_count, default=240, metavar="MINUTES", help="of each job (default: 240)")
+    slurm.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    slurm.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs a worker (default: 0)")
+    slurm.add_argument("--logs", type=Path, default=Path("runs/slurm"), metavar="DIR", help="default: runs/slurm")
+    slurm.add_argument("--local", action="store_true", help="run the jobs here, without Slurm, to try it")
+    for engine in (dask, ray, slurm):
+        engine.set_defaults(engine=engine.prog.rpartition(" ")[2])
+        _shared_storage(engine)
+        engine.add_argument("--study", required=True, metavar="NAME", help="the study's name")
+        engine.add_argument("--workers", type=_count, required=True, metavar="N", help="how many")
+        _device(engine)
+        _json(engine)
 
 
 def _shared_storage(parser: argparse.ArgumentParser) -> None:
@@ -445,6 +468,33 @@ def _worker(options: argparse.Namespace) -> int:
         done = "stopped; its trial is put back" if interrupt.came else f"every trial of {options.study} is done"
         print(f"{done}; this worker finished {finished}", file=sys.stderr)  # noqa: T201 - what a command says
     return INTERRUPTED if interrupt.came else 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from metaopt import launch
+
+    url, arguments = _url(options), ["--study", options.study, "--device", options.device, "--quiet"]
+    if "://" not in url:
+        url = str(Path(url).absolute())  # engines run workers in folders of their own
+    match options.engine:
+        case "dask":
+            ended = launch.on_dask(url, arguments, options.workers, options.address)
+        case "ray":
+            ended = launch.on_ray(url, arguments, options.workers, options.address, options.gpus)
+        case _:
+            ended = launch.on_slurm(
+                url, arguments, options.workers, options.logs,
+                minutes=options.time, partition=options.partition, gpus=options.gpus,
+                cluster="local" if options.local else None,
+            )  # fmt: skip
+    codes, said = launch.summed(ended)
+    found = {"study": options.study, "workers": options.workers, "codes": codes, "said": said}
+    if options.json:
+        _print_json(found)
+    else:
+        whole = f"{codes.get(0, 0)} of {options.workers} workers ended well"
+        print("\n".join([whole, *said]), file=sys.stderr)  # noqa: T201 - what a command says
+    return 0 if codes.keys() <= {0} else 1
 
 
 def _url(options: argparse.Namespace) -> str:

@@ -44,7 +44,7 @@ def supervise(arguments: Sequence[str], workers: int, stopped: Callable[[], bool
 
 
 def end_with(parent: int) -> None:
-    """End this process when the one that watches it does, however that ends."""
+    """End this process when its parent does, however that ends, and even while this one is frozen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended already

@@ -159,7 +159,7 @@ class Ledger:
         reached = [one for one in self.optuna.get_trials(deepcopy=False) if step in one.intermediate_values]
         gains: dict[str | None, list[float]] = {}
         for one in reached:
-            if one.user_attrs.get("result", {}).get("state") == "complete":
+            if one.user_attrs.get("result", {}).get("state") == "complete" and one.values:  # told, by whoever had it
                 gains.setdefault(one.params.get("learner"), []).append(one.values[0] - one.intermediate_values[step])
         return {
             one.number: one.intermediate_values[step] + float(np.mean(gains[learner]))

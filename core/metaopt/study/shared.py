@@ -32,8 +32,13 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from metaopt.errors import UserError
 from metaopt.study.crew import LOST
 from metaopt.study.ledger import ATTEMPTS, Ledger
-from metaopt.study.storage import fcntl, first_line, is_journal, open_storage, with_driver
+from metaopt.study.storage import first_line, is_journal, open_storage, with_driver
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -405,7 +410,8 @@ class Shared(Ledger):
         if trial.number in self.claims:
             return False
         sign, since = self.signs.get(trial.number, (None, math.inf))
-        return sign == (claim["by"], trial.user_attrs.get("beat")) and self.looked - since > SILENT * claim["every"]
+        unchanged: bool = sign == (claim["by"], trial.user_attrs.get("beat"))
+        return unchanged and self.looked - since > SILENT * claim["every"]
 
     def _new(self, trial_id: int, attempts: int) -> Claim:
         return Claim(uuid.uuid4().hex, attempts, self.beat, trial_id, time.monotonic())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -114,7 +115,10 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if url and not is_journal(url):
         try:
-            return optuna.storages.get_storage(with_driver(url))
+            storage = optuna.storages.get_storage(with_driver(url))
+            if engine := getattr(getattr(storage, "_backend", None), "engine", None):
+                weakref.finalize(storage, engine.dispose)  # ends its connections, which drivers complain of otherwise
+            return storage
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
             reason = first_line(error, url)
             raise UserError(

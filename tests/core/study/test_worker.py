@@ -1,5 +1,6 @@
 """The three commands of the cluster page, and workers that are killed, stopped, or whose database goes away."""
 
+import json
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ STUDY: dict[str, Any] = {
 }
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are watched by Linux's own means")
 
-Metaopt = Callable[..., subprocess.CompletedProcess[str]]
+Metaopt = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(params=["journal", "postgres"])
@@ -47,17 +48,29 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def metaopt(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metaopt:
-    """Run a command in a folder that holds the study file, the storage in the environment."""
-    monkeypatch.setenv("METAOPT_STORAGE", url)
+def metaopt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Metaopt:
+    """Run a command here, in a folder that holds the study file; return its exit code and all that it printed."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAOPT_DISABLE_PLUGINS", "tensorboard,mlflow")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "metaopt", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main(arguments)
+        return code, "".join(capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def journal(metaopt: Metaopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make the study in a journal file, and name that in the environment."""
+
+    def create(*changes: str) -> None:
+        monkeypatch.setenv("METAOPT_STORAGE", str(tmp_path / "shared.log"))
+        assert metaopt("study", "create", "tiny.yaml", *(f"--set={change}" for change in changes))[0] == 0
+
+    return create
 
 
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -79,57 +92,58 @@ def until(true: Callable[[], Any], within: float = 60.0) -> Any:
     return found
 
 
-def test_the_commands_of_the_page_make_a_study_work_on_it_and_end_it(metaopt: Metaopt, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_make_a_study_work_on_it_and_end_it(
+    url: str, metaopt: Metaopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_STORAGE", url)
     block = re.search(r"<!-- commands -->\n```console\n(.*?)```", PAGE, re.DOTALL)
     assert block
     commands = [shlex.split(line[2:], comments=True)[1:] for line in block[1].splitlines() if line.startswith("$ ")]
     assert [command[0] for command in commands] == ["study", "worker", "study", "study"]
-    study = {"study.yaml": "tiny.yaml", "mine": "tiny", "8": "2"}
+    stand_in = {"study.yaml": "tiny.yaml", "mine": "tiny", "8": "2"}
     said = []
     for command in commands:
-        done = metaopt(*(study.get(part, part) for part in command))
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout + done.stderr)
-    created, worked, status, finished = said
+        code, printed = metaopt(*(stand_in.get(part, part) for part in command))
+        assert code == 0, printed
+        said.append(printed)
+    created, _, status, finished = said
     assert created.startswith("study tiny: 6 trials; on as many machines as there are")
-    assert len(re.findall(r"^trial +\d", worked, re.MULTILINE)) == 6
-    assert worked.count("every trial of tiny is done; this worker finished") == 2
     assert re.match(r"tiny: \d trials complete, \d pruned, 0 failed, 0 running, 0 of 6 left; to be finished", status)
     assert "written to runs/tiny" in finished
     assert (tmp_path / "runs" / "tiny" / "best" / "weights.safetensors").exists()
-    assert metaopt("study", "audit", "runs/tiny").returncode == 0, "the report follows from what is stored"
-    assert "; finished\n" in metaopt("study", "status", "--study", "tiny").stdout
-    again = metaopt("study", "finish", "--study", "tiny", "--output", "elsewhere", "--json")
-    assert again.returncode == 0
-    assert metaopt("worker", "--study", "tiny").returncode == 0, "nothing is left to do"
+    assert metaopt("study", "audit", "runs/tiny")[0] == 0, "the report follows from what is stored"
+    assert "; finished\n" in metaopt("study", "status", "--study", "tiny")[1]
+    assert metaopt("study", "finish", "--study", "tiny", "--output", "elsewhere", "--json")[0] == 0
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_run_again(
-    metaopt: Metaopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
 ) -> None:
-    assert metaopt("study", "create", "tiny.yaml", "--set", "budget.tasks=4000").returncode == 0
+    journal("budget.tasks=4000")
     process = begin(tmp_path, "worker", "--study", "tiny", "--beat", "0.3")
     [first] = until(lambda: workers_of(process))
-    until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny").stdout)
+    until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny")[1])
     os.kill(first, signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "a worker was killed by signal 9; another starts in" in said
     assert said.count("every trial of tiny is done") == 1
-    assert " 0 failed, 0 running, 0 of 6 left" in metaopt("study", "status").stdout
+    assert " 0 failed, 0 running, 0 of 6 left" in metaopt("study", "status")[1]
 
 
-def test_a_worker_that_is_stopped_puts_its_trial_back_and_leaves_no_process(metaopt: Metaopt, tmp_path: Path) -> None:
-    metaopt("study", "create", "tiny.yaml", "--set", "budget.tasks=100000000")
+def test_a_worker_that_is_stopped_puts_its_trial_back_and_leaves_no_process(
+    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+) -> None:
+    journal("budget.tasks=100000000")
     process = begin(tmp_path, "worker", "--study", "tiny", "--quiet")
-    until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny").stdout)
+    until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny")[1])
     children = workers_of(process)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED, said
     assert all(not Path(f"/proc/{child}").exists() for child in children)
-    status = metaopt("study", "status", "--study", "tiny", "--json").stdout
-    assert '"running": [\n        {' not in status or '"attempt": 0' in status
+    [study] = json.loads(metaopt("study", "status", "--json")[1])["studies"]
+    assert [trial["attempt"] for trial in study["running"]] == [0]
 
 
 def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
@@ -150,7 +164,7 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
 
 
 def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(
-    url: str, cluster: Any, tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_DISABLE_PLUGINS", "tensorboard,mlflow")
     script = (
@@ -170,17 +184,8 @@ def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(
 
 
 @pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    assert cli.main(["study", "create", "tiny.yaml", "--storage", "shared.log"]) == 0
-    return "shared.log"
-
-
-@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run a command here, as a worker that is watched, and return the sentence that refuses it."""
-    monkeypatch.delenv("METAOPT_STORAGE", raising=False)
 
     def run(*arguments: str) -> str:
         monkeypatch.setenv(supervise.SUPERVISED, str(os.getppid()))
@@ -195,18 +200,27 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def test_without_a_storage_a_worker_says_what_to_give(refused: Callable[..., str]) -> None:
-    assert refused("worker", "--study", "tiny").startswith("--storage: give the storage that workers share, as postgres")
+def test_without_a_storage_a_worker_says_what_to_give(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METAOPT_STORAGE", raising=False)
+    assert refused("worker", "--study", "tiny").startswith(
+        "--storage: give the storage that workers share, as postgres"
+    )
 
 
-def test_a_study_that_is_not_there_is_named_beside_those_that_are(journal: str, refused: Callable[..., str]) -> None:
-    said = refused("worker", "--storage", journal, "--study", "tyni")
+def test_a_study_that_is_not_there_is_named_beside_those_that_are(
+    journal: Callable[..., None], refused: Callable[..., str]
+) -> None:
+    journal()
+    said = refused("worker", "--study", "tyni")
     assert said.startswith("the storage holds no study 'tyni' made by `metaopt study create` (its studies: tiny)")
-    assert refused("study", "status", "--storage", journal, "--study", "tyni") == said
+    assert refused("study", "status", "--study", "tyni") == said
 
 
-def test_finish_says_what_is_still_to_be_done(journal: str, refused: Callable[..., str]) -> None:
-    said = refused("study", "finish", "--storage", journal, "--study", "tiny")
+def test_finish_says_what_is_still_to_be_done(journal: Callable[..., None], refused: Callable[..., str]) -> None:
+    journal()
+    said = refused("study", "finish", "--study", "tiny")
     assert said.startswith("of the study 'tiny' 0 of 6 trials are done and 0 run; start workers (`metaopt worker`)")
 
 
@@ -281,10 +295,6 @@ def test_a_storage_that_stays_away_is_given_up_in_a_sentence(monkeypatch: pytest
 
     with pytest.raises(worker.UserError, match=r"^the storage does not answer \(gone\); what was finished is kept, so"):
         worker._Patient("x", lambda: False)(act)
-
-
-def python(code: str) -> list[str]:
-    return ["-c", code]
 
 
 def test_a_place_whose_worker_dies_at_once_is_left_empty_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
