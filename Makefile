@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search torture fuzz wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce readme screenshots bench bench-search cluster torture fuzz wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -17,6 +17,7 @@ help:
 	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
+	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make story      measure docs/results/story, three minutes"
@@ -80,6 +81,9 @@ bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/folder.py
+
+cluster: .venv/dev
+	$(BIN)/python -W ignore benchmarks/cluster.py --json docs/results/cluster.json
 
 torture: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/torture.py --kills 250

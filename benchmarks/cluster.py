@@ -391,18 +391,26 @@ def main() -> None:
         locked(root, postgres.url, trials=2)
         os.chdir(root)
         if chosen.part in {"faults", "all"}:
-            rows = [
-                run(root, postgres.url, workers=16, trials=500, beat=2.0, seconds=0.2, kill_every=1.0,
-                    restart=taken_away(postgres), restart_at=(0.33, 0.67)),
-                run(root, str(root / "journal.log"), workers=4, trials=500, beat=1.0, kill_every=1.0),
-                run(root, postgres.url, workers=64, trials=2000, beat=5.0, kill_every=2.0),
-            ]  # fmt: skip
+            rows = []
+            for each in faults(root, postgres):
+                rows.append(each)
+                print(shown([each]), flush=True)
             print(shown(rows), flush=True)
             found["faults"] = [asdict(row) for row in rows]
         if chosen.part in {"speed", "all"}:
             found["speed"] = speed(root, postgres)
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def faults(root: Path, postgres: Postgres) -> Iterator[Row]:
+    """Run three studies whose workers are killed, one of them with its database taken away twice."""
+    yield run(root, str(root / "journal.log"), workers=4, trials=500, beat=1.0, kill_every=2.0)
+    yield run(
+        root, postgres.url, workers=16, trials=500, beat=2.0, seconds=0.2, kill_every=2.0,
+        restart=taken_away(postgres), restart_at=(0.33, 0.67),
+    )  # fmt: skip
+    yield run(root, postgres.url, workers=64, trials=2000, beat=5.0, kill_every=2.0)
 
 
 def speed(root: Path, postgres: Postgres) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,8 +85,17 @@ def test_a_dask_scheduler_with_two_worker_processes(url: str, capsys: pytest.Cap
 @pytest.mark.slow
 def test_a_ray_head_with_two_workers(url: str, capsys: pytest.CaptureFixture[str], cluster_port: int) -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
-    head = ["start", "--head", "--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1", "--block"]
-    with running("ray.scripts.scripts", *head, f"--port={cluster_port}", f"--temp-dir={Path.cwd() / 'ray'}"):
+    head = [
+        "start",
+        "--head",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        "--block",
+    ]
+    short = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # it holds sockets
+    with short as folder, running("ray.scripts.scripts", *head, f"--port={cluster_port}", f"--temp-dir={folder}"):
         until(lambda: b"ray status" in Path("engine.log").read_bytes())
         launched(capsys, "ray", "--address", f"127.0.0.1:{cluster_port}")
 

@@ -176,10 +176,11 @@ class _DatabaseLock:
 
     def _connected(self, connection: Any, record: object) -> None:
         """Let the server end the session, and with it the lock, of a process that is frozen."""
-        with suppress(Exception), connection.cursor() as cursor:  # servers before PostgreSQL 14 cannot
-            cursor.execute(f"SET idle_session_timeout = '{round(SILENT * BEAT)}s'")
-        with suppress(Exception):
-            connection.commit()
+        for setting in ("idle_in_transaction_session_timeout", "idle_session_timeout"):
+            with suppress(Exception), connection.cursor() as cursor:  # the latter is new in PostgreSQL 14
+                cursor.execute(f"SET {setting} = '{round(SILENT * BEAT)}s'")
+            with suppress(Exception):
+                connection.commit()
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ def _work_in(
     stopped: Callable[[], bool],
     beat: float,
 ) -> int:
-    bench = make_bench(described(store, name), device)
-    ledger = Shared(bench, store, Path("runs") / name, beat=beat)
+    bench = make_bench(patient(lambda: described(store, name)), device)
+    ledger = patient(lambda: Shared(bench, store, Path("runs") / name, beat=beat))
     watcher.began(bench, ledger.results)
     with _Pulse(ledger) as pulse:
 

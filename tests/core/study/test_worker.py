@@ -163,20 +163,33 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
     assert {state for state, _ in cluster.finished(postgres.url, "away")} <= {"COMPLETE", "PRUNED"}
 
 
-def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("METAOPT_DISABLE_PLUGINS", "tensorboard,mlflow")
-    script = (
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\nimport cluster\nfrom pathlib import Path\n"
-        "root = Path(sys.argv[1])\ncluster.prepare(root)\n"
+def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(url: str, tmp_path: Path) -> None:
+    lab(
+        tmp_path,
         "row = cluster.run(root, sys.argv[2], workers=4, trials=30, beat=0.5, seconds=0.1, kill_every=1.0)\n"
-        "assert row.exact and row.killed, row\n"
+        "assert row.exact and row.killed, row\n",
+        url,
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, url], capture_output=True, text=True, check=False, timeout=200,
-        cwd=tmp_path,
-    )  # fmt: skip
+
+
+def test_a_trial_that_hangs_ends_by_its_own_limit_and_the_worker_goes_on(tmp_path: Path) -> None:
+    lab(
+        tmp_path,
+        "cluster.STUDY |= {'isolation': 'process', 'limits': {'time': '1s'}}\n"
+        "row = cluster.run(root, sys.argv[2], workers=2, trials=3, beat=0.5, seconds=3600.0)\n"
+        "assert row.exact and (row.failed, row.begun_again) == (3, 0), row\n",
+        str(tmp_path / "shared.log"),
+    )
+
+
+def lab(folder: Path, code: str, url: str) -> None:
+    """Run code of the benchmark in a process of its own, where its learner is installed."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\nimport cluster\nfrom pathlib import Path\n"
+        f"root = Path(sys.argv[1])\ncluster.prepare(root)\n{code}"
+    )
+    command = [sys.executable, "-c", code, folder, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
