@@ -26,7 +26,7 @@ def create(bench: Bench, url: str) -> dict[str, Any]:
     Raises UserError where it is there and differs in what makes trials compare.
     """
     study = bench.study
-    with closing(open_store(url, study.name)) as store, store.alone():
+    with closing(open_store(url, study.name, new=True)) as store, store.alone():
         ledger = Shared(bench, store, Path("runs") / study.name)
         before, now = ledger.optuna.user_attrs["study"], study.to_dict()
         if before != now:

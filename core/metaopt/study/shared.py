@@ -68,12 +68,17 @@ class Store:
     close: Callable[[], None] = lambda: None
 
 
-def open_store(url: str, study: str) -> Store:
-    """Open a storage that many processes share. Raises UserError where it cannot be opened, or is none of that kind."""
+def open_store(url: str, study: str, *, new: bool = False) -> Store:
+    """Open a storage that many processes share; with `new` a journal file may be begun.
+
+    Raises UserError where it cannot be opened, or is none of that kind.
+    """
     if is_journal(url):
         journal = Path(url)
         if not journal.parent.is_dir():
             raise UserError(f"--storage: there is no folder {journal.parent}; make it, or give another path")
+        if not new and not journal.exists():
+            raise UserError(f"--storage: there is no file {journal}; `metaopt study create` makes it")
         if not fcntl:
             raise UserError("--storage: a journal file cannot be shared on this system; give a PostgreSQL database")
         storage = open_storage(journal.parent, url)

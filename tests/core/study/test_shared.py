@@ -356,7 +356,7 @@ def test_a_lock_that_was_lost_lets_nothing_be_written(postgres: Any, tmp_path: P
 
 
 def test_who_has_the_lock_has_it_alone(url: str) -> None:
-    with closing(open_store(url, "s")) as a, closing(open_store(url, "s")) as b:
+    with closing(open_store(url, "s", new=True)) as a, closing(open_store(url, "s")) as b:
         with a.alone():
             waits = threading.Thread(target=lambda: _within(b), daemon=True)
             waits.start()
@@ -396,6 +396,7 @@ def test_a_study_over_another_space_is_refused(worker: Workers) -> None:
         ("sqlite:///a.db", "--storage: many workers share a PostgreSQL database (postgresql+psycopg://USER@HOST/"),
         ("nonsense", "--storage: many workers share a PostgreSQL database"),
         ("/no/such/folder/journal.log", "--storage: there is no folder /no/such/folder; make it"),
+        ("missing.log", "--storage: there is no file missing.log; `metaopt study create` makes it"),
         ("postgresql://me:hunter2@127.0.0.1:1/x", "--storage: cannot open that storage ("),
     ],
 )
