@@ -381,6 +381,8 @@ def table(head: list[str], cells: list[list[str]]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--part", choices=["faults", "large", "speed", "all"], default="all")
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="of the part speed")
+    options.add_argument("--trials", type=int, default=20, help="a worker, at least 100 in all, of the part speed")
     options.add_argument("--json", type=Path, help="write the figures there")
     chosen = options.parse_args()
     os.environ["METAOPT_DISABLE_PLUGINS"] = "tensorboard,mlflow"
@@ -402,7 +404,7 @@ def main() -> None:
             print(shown([row]), flush=True)
             found["large"] = asdict(row)
         if chosen.part in {"speed", "all"}:
-            found["speed"] = speed(root, postgres)
+            found["speed"] = speed(root, postgres, chosen.workers, chosen.trials)
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -416,10 +418,10 @@ def faults(root: Path, postgres: Postgres) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def speed(root: Path, postgres: Postgres) -> list[dict[str, Any]]:
+def speed(root: Path, postgres: Postgres, crowds: list[int], each: int) -> list[dict[str, Any]]:
     """Measure trials a second by workers, and what a trial costs the database, a worker and everybody else."""
     figures = []
-    for workers, trials in ((1, 100), (4, 200), (16, 320), (64, 640)):
+    for workers, trials in ((workers, max(100, each * workers)) for workers in crowds):
         for name, url in (("PostgreSQL", postgres.url), ("journal file", str(root / f"speed-{workers}.log"))):
             before, ours = postgres.cpu_seconds(), os.times()
             row = run(root, url, workers=workers, trials=trials, beat=10.0)

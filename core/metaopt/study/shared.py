@@ -219,12 +219,16 @@ class Shared(Ledger):
         """What this process has."""
         self.gone: set[int] = set()
         """Trials of this process that others have taken, since it was silent for too long."""
+        self.guard = threading.Lock()
+        """Of these two, which a thread that gives signs of life changes as well."""
         self.beats = 0
         self.signs: dict[int, tuple[Any, float]] = {}
         """By running trial its last sign of life and when this process first saw it, on its monotonic clock."""
         self.looked = -math.inf
         self.taken: Claim | None = None
         """A trial that this process took, and did not choose yet when the storage went away."""
+        self.has_begun = False
+        """Whether the study's time is known to run."""
         self.limit = bench.study.trials
         """Trials in all, when it was last asked for: `study create` may change it."""
         super().__init__(bench, store.storage, folder)
@@ -250,7 +254,7 @@ class Shared(Ledger):
         if self.taken is None:
             trials = self.refresh()
             orphaned = any(map(self._is_orphan, _running(trials)))
-            if not orphaned and not self._is_open(trials):
+            if not self._is_open(trials) and not orphaned:
                 return None
             with self.store.alone():
                 self.taken = (self._orphan() if orphaned else None) or self._fresh(trials)
@@ -291,9 +295,11 @@ class Shared(Ledger):
         silent = time.monotonic() - claim.sign > SILENT / 2 * claim.every
         with self.store.alone() if silent else nullcontext():
             told = self._tell(claim, done)
-        del self.running[number], self.claims[number]
+        del self.running[number]
         self.estimates.pop(number, None)
-        self.gone.discard(number)
+        with self.guard:
+            del self.claims[number]
+            self.gone.discard(number)
         return told
 
     def _tell(self, claim: Claim, done: Done) -> bool:
@@ -344,14 +350,17 @@ class Shared(Ledger):
         self.beats, now = self.beats + 1, time.monotonic()
         for number, claim in list(self.claims.items()):
             trial = self.store.storage.get_trial(claim.trial_id)
-            if trial.state != TrialState.RUNNING or _claim(trial).get("by") != claim.by:
-                if number in self.claims:
-                    self.gone.add(number)
-                continue
+            mine = trial.state == TrialState.RUNNING and _claim(trial).get("by") == claim.by
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
-                self.store.storage.set_trial_user_attr(claim.trial_id, "beat", [claim.by, self.beats])
-                if number in self.claims:
+                if mine:
+                    self.store.storage.set_trial_user_attr(claim.trial_id, "beat", [claim.by, self.beats])
+            with self.guard:
+                if self.claims.get(number) is not claim:
+                    continue  # it was told meanwhile
+                if mine:
                     self.claims[number] = replace(claim, sign=now)
+                else:
+                    self.gone.add(number)
 
     def _is_open(self, trials: Sequence[FrozenTrial]) -> bool:
         """Tell whether trials are still to be begun."""
@@ -368,11 +377,12 @@ class Shared(Ledger):
 
     def _fresh(self, trials: Sequence[FrozenTrial]) -> Claim | None:
         """Begin a trial, one of those that waited first, as they were before the lock was held. It is held."""
+        storage, study_id = self.store.storage, self.optuna._study_id
         if not self._is_open(trials):
             return None
-        storage, study_id = self.store.storage, self.optuna._study_id
-        if "began" not in self.optuna.user_attrs:
+        if not self.has_begun and "began" not in self.optuna.user_attrs:
             self.optuna.set_user_attr("began", time.time())
+        self.has_begun = True
         for trial in trials:
             if trial.state == TrialState.WAITING and trial.number < self.limit:
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are wat
 Metaopt = Callable[..., tuple[int, str]]
 
 
-@pytest.fixture(params=["journal", "postgres"])
+@pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return a storage with nothing in it, of each kind that workers share."""
     if request.param == "journal":
@@ -92,6 +92,7 @@ def until(true: Callable[[], Any], within: float = 60.0) -> Any:
     return found
 
 
+@pytest.mark.parametrize("url", [pytest.param("journal", marks=pytest.mark.slow), "postgres"], indirect=True)
 def test_the_commands_of_the_page_make_a_study_work_on_it_and_end_it(
     url: str, metaopt: Metaopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
     assert {state for state, _ in cluster.finished(postgres.url, "away")} <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.parametrize("url", ["journal", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(url: str, tmp_path: Path) -> None:
     lab(
         tmp_path,
