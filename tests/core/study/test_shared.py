@@ -243,6 +243,25 @@ def test_what_a_worker_makes_of_a_trial_that_others_took_over_is_dropped(worker:
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.4)
 
 
+def test_a_sign_of_life_at_the_moment_its_trial_is_told_leaves_nothing_behind(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = worker()
+    job, look = taken(a), a.store.storage.get_trial
+
+    def told_meanwhile(trial_id: int) -> Any:
+        trial = look(trial_id)
+        monkeypatch.setattr(a.store.storage, "get_trial", look)
+        assert a.tell(done(job))
+        return trial
+
+    monkeypatch.setattr(a.store.storage, "get_trial", told_meanwhile)
+    a.live()
+    assert not a.claims
+    assert not a.gone
+    assert taken(a).number == 1
+
+
 def test_a_trial_that_was_taken_and_never_claimed_is_taken_at_once(worker: Workers) -> None:
     a, b = worker(), worker()
     a.store.storage.set_trial_state_values(a.optuna.trials[0]._trial_id, TrialState.RUNNING)
