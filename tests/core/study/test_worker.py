@@ -114,6 +114,14 @@ def test_the_commands_of_the_page_make_a_study_work_on_it_and_end_it(
     assert (tmp_path / "runs" / "tiny" / "best" / "weights.safetensors").exists()
     assert metaopt("study", "audit", "runs/tiny")[0] == 0, "the report follows from what is stored"
     assert "; finished\n" in metaopt("study", "status", "--study", "tiny")[1]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delenv("METAOPT_STORAGE")
+        for what in ("audit", "report"):
+            code, printed = metaopt("study", what, "runs/tiny")
+            assert (code, printed.endswith("no journal.log here; give the study's storage with --storage\n")) == (
+                2,
+                True,
+            )
     assert metaopt("study", "finish", "--study", "tiny", "--output", "elsewhere", "--json")[0] == 0
 
 
