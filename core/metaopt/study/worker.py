@@ -32,8 +32,8 @@ PAUSES = (1.0, 30.0)
 """Seconds to wait for a storage that is away: at first, and at most."""
 PATIENCE = 1800.0
 """Seconds after which a storage that is away is given up."""
-LOOK = 1.0
-"""Seconds between looks at a study of which all trials are taken, at most."""
+LOOK = 5.0
+"""Seconds between looks at a study of which all trials are taken, at most: many workers look."""
 
 
 def names(store: Store) -> list[str]:
@@ -117,15 +117,17 @@ def _work_in(
 
 
 def _work(patient: "_Patient", ledger: Shared, hands: crew.Crew, watcher: Watcher, stopped: Callable[[], bool]) -> int:
-    finished = 0
+    finished, looks = 0, 0
     while not stopped():
         job = patient(ledger.claim)
         if job is None:
             if patient(lambda: ledger.over):
                 break
-            time.sleep(min(LOOK, ledger.beat) * random.uniform(0.5, 1.0))
+            time.sleep(min(LOOK, ledger.beat, 0.25 * 2**looks) * random.uniform(0.5, 1.0))
+            looks = min(looks + 1, 10)
             patient(ledger.watch)
             continue
+        looks = 0
         watcher.started(job)
         hands.start(job)
         while hands.busy:
