@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-speed measure meta-training and evaluation beside four peers, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
+	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
@@ -116,6 +117,9 @@ bench-speed: build/peers/done
 
 bench-share: .venv/metaopt
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/share.py quickstart --timeout 20m --trials 12
+
+cluster: .venv/dev
+	$(BIN)/python -W ignore benchmarks/cluster.py --json docs/results/cluster.json
 
 torture: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/torture.py --kills 250

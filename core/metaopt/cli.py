@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     _plugin_arguments(
         _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
+    _worker_arguments(commands)
+    _launch_arguments(commands)
     _model_arguments(commands)
     _use_arguments(commands)
     return parser
@@ -126,6 +128,76 @@ def _study_arguments(study: Any) -> None:
     dashboard.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1, this machine alone")
     dashboard.add_argument("--storage", metavar="URL", help="the study's storage, where it is not in the run folder")
     _json(_command(study, "list", _study_list, "list the studies that come with metaopt"))
+    _shared_study_arguments(study)
+
+
+def _shared_study_arguments(study: Any) -> None:
+    create = _command(study, "create", _study_create, "make a study in a storage, for workers on many machines")
+    create.add_argument("study", metavar="STUDY", help="a study file, or the name of one that comes with metaopt")
+    create.add_argument("--trials", type=_count, metavar="N", help="trials in all; also of a study that is there")
+    create.add_argument("--timeout", metavar="TIME", help="time for the search, such as 90s, 10m or 2h")
+    create.add_argument("--seed", type=int, metavar="N", help="the study's seed, from which all others are made")
+    create.add_argument("--prefer", metavar="WHAT", help="of several objectives, which decides")
+    create.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
+    )
+    _shared_storage(create)
+    _json(create)
+    status = _command(study, "status", _study_status, "tell how the studies stand that workers share")
+    _shared_storage(status)
+    status.add_argument("--study", metavar="NAME", help="this one, in detail (default: all, a line each)")
+    _json(status)
+    finish = _command(study, "finish", _study_finish, "train and score the finalists of a study that workers shared")
+    _shared_storage(finish)
+    finish.add_argument("--study", required=True, metavar="NAME", help="the study's name")
+    finish.add_argument("--workers", type=_count, default=1, metavar="N", help="processes here (default: 1)")
+    finish.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: runs/<study name>)")
+    finish.add_argument("--quiet", action="store_true", help="no progress, only the leaderboard")
+    _device(finish)
+    _json(finish)
+
+
+def _worker_arguments(commands: Any) -> None:
+    worker = _command(commands, "worker", _worker, "work on a study in a storage, as do others, until it is done")
+    _shared_storage(worker)
+    worker.add_argument("--study", required=True, metavar="NAME", help="the study's name")
+    worker.add_argument("--workers", type=_count, default=1, metavar="N", help="processes here (default: 1)")
+    worker.add_argument(
+        "--beat", type=_seconds, metavar="S", help="seconds between signs of life; six missed is dead (default: 10)"
+    )
+    worker.add_argument("--quiet", action="store_true", help="no line for each trial")
+    _device(worker)
+
+
+def _launch_arguments(commands: Any) -> None:
+    engines = _group(commands, "launch", "start workers on a cluster: Dask, Ray or Slurm")
+    dask = _command(engines, "dask", _launch, "run workers as tasks of a Dask cluster")
+    dask.add_argument("--address", required=True, metavar="ADDRESS", help="the scheduler's: tcp://HOST:8786")
+    ray = _command(engines, "ray", _launch, "run workers as tasks of a Ray cluster")
+    ray.add_argument("--address", default="auto", metavar="ADDRESS", help="the cluster's (default: auto, this one's)")
+    ray.add_argument("--gpus", type=float, default=0.0, metavar="N", help="GPUs a worker, also 0.25 (default: 0)")
+    slurm = _command(engines, "slurm", _launch, "run workers as a Slurm array, by submitit")
+    slurm.add_argument("--time", type=_count, default=240, metavar="MINUTES", help="of each job (default: 240)")
+    slurm.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    slurm.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs a worker (default: 0)")
+    slurm.add_argument("--logs", type=Path, default=Path("runs/slurm"), metavar="DIR", help="default: runs/slurm")
+    slurm.add_argument("--local", action="store_true", help="run the jobs here, without Slurm, to try it")
+    for engine in (dask, ray, slurm):
+        engine.set_defaults(engine=engine.prog.rpartition(" ")[2])
+        _shared_storage(engine)
+        engine.add_argument("--study", required=True, metavar="NAME", help="the study's name")
+        engine.add_argument("--workers", type=_count, required=True, metavar="N", help="how many")
+        _device(engine)
+        _json(engine)
+
+
+def _shared_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="postgresql+psycopg://USER@HOST/DATABASE, or the path of a journal file, /shared/journal.log (default: "
+        "$METAOPT_STORAGE)",
+    )
 
 
 def _plugin_arguments(plugin: Any) -> None:
@@ -274,6 +346,16 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return seconds
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535, or 0 for any free one")
@@ -284,15 +366,7 @@ def _study_run(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
     from metaopt.study import crew, file, propose, search, trial, versions
 
-    device = _torch_device(options.device)
-    overrides = [
-        *options.set,
-        *(
-            f"{key}={value}"
-            for key in ("trials", "timeout", "seed", "prefer")
-            if (value := getattr(options, key)) is not None
-        ),
-    ]
+    device, overrides = _torch_device(options.device), _overrides(options)
     registry, given = plugins.load(), _data(options)
     path = given or _study_file(options.study)
     try:
@@ -322,6 +396,114 @@ def _study_run(options: argparse.Namespace) -> int:
     if interrupt.came:
         return INTERRUPTED
     return 1 if board["status"] == "failed" else 0
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    given = {key: getattr(options, key) for key in ("trials", "timeout", "seed", "prefer")}
+    return [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+
+
+def _study_create(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import cluster, crew, file, trial
+
+    url, path, registry = _url(options), _study_file(options.study), plugins.load()
+    study = file.load(path, registry, _overrides(options))
+    try:
+        bench = trial.Bench(study, registry, _torch_device("cpu"))
+        crew.check(bench)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    made = cluster.create(bench, url)
+    _print_json(made) if options.json else terminal.show_created(made)
+    return 0
+
+
+def _study_status(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+    from metaopt.study import cluster
+
+    found = cluster.status(_url(options), options.study)
+    _print_json(found) if options.json else terminal.show_status(found, one=bool(options.study))
+    return 0
+
+
+def _study_finish(options: argparse.Namespace) -> int:
+    from metaopt import terminal
+    from metaopt.study import cluster
+
+    url, device = _url(options), _torch_device(options.device)
+    with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
+        board, folder = cluster.finish(
+            url, options.study, options.output, device, watcher,
+            workers=options.workers, stopped=lambda: interrupt.came,
+        )  # fmt: skip
+    _print_json(board) if options.json else terminal.show_board(board, folder)
+    if interrupt.came:
+        return INTERRUPTED
+    return 1 if board["status"] == "failed" else 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from metaopt import supervise
+
+    url = _url(options)
+    watched_by = os.environ.get(supervise.SUPERVISED)
+    if watched_by is None:
+        os.environ[STORAGE] = url  # for the worker processes, of whose command lines it is no part
+        arguments = ["worker", "--study", options.study, "--device", options.device]
+        arguments += ["--quiet"] * options.quiet + (["--beat", str(options.beat)] if options.beat else [])
+        with _Interrupt() as interrupt:
+            return supervise.supervise(arguments, options.workers, lambda: interrupt.came)
+    supervise.end_with(int(watched_by))
+    del os.environ[supervise.SUPERVISED]
+    from metaopt import terminal
+    from metaopt.study import shared, worker
+
+    device = _torch_device(options.device)
+    with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
+        beat = options.beat or shared.BEAT
+        finished = worker.work(url, options.study, device, watcher, lambda: interrupt.came, beat=beat)
+    if not options.quiet:
+        done = "stopped; its trial is put back" if interrupt.came else f"every trial of {options.study} is done"
+        print(f"{done}; this worker finished {finished}", file=sys.stderr)  # noqa: T201 - what a command says
+    return INTERRUPTED if interrupt.came else 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from metaopt import launch
+
+    url, arguments = _url(options), ["--study", options.study, "--device", options.device, "--quiet"]
+    if "://" not in url:
+        url = str(Path(url).absolute())  # engines run workers in folders of their own
+    match options.engine:
+        case "dask":
+            ended = launch.on_dask(url, arguments, options.workers, options.address)
+        case "ray":
+            ended = launch.on_ray(url, arguments, options.workers, options.address, options.gpus)
+        case _:
+            ended = launch.on_slurm(
+                url, arguments, options.workers, options.logs,
+                minutes=options.time, partition=options.partition, gpus=options.gpus,
+                cluster="local" if options.local else None,
+            )  # fmt: skip
+    codes, said = launch.summed(ended)
+    found = {"study": options.study, "workers": options.workers, "codes": codes, "said": said}
+    if options.json:
+        _print_json(found)
+    else:
+        whole = f"{codes.get(0, 0)} of {options.workers} workers ended well"
+        print("\n".join([whole, *said]), file=sys.stderr)  # noqa: T201 - what a command says
+    return 0 if codes.keys() <= {0} else 1
+
+
+def _url(options: argparse.Namespace) -> str:
+    if not options.storage:
+        raise UserError(
+            "--storage: give the storage that workers share, as postgresql+psycopg://USER@HOST/DATABASE, or set "
+            f"{STORAGE}"
+        )
+    return str(options.storage)
 
 
 def _study_space(options: argparse.Namespace) -> int:

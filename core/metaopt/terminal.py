@@ -153,6 +153,40 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
+def show_created(made: Mapping[str, Any]) -> None:
+    """Print what `study create` did, and what comes next."""
+    out, name = console(), made["study"]
+    done = f", {made['done']} of them done" if made["done"] else ""
+    out.print(f"study {name}: {made['trials']} trials{done}; on as many machines as there are, with the same storage:")
+    out.print(f"  metaopt worker --study {name}")
+
+
+def show_status(found: Mapping[str, Any], *, one: bool) -> None:
+    """Print how shared studies stand: a line each, or one in detail."""
+    out, found = console(), _plain(found)
+    if not found["studies"]:
+        out.print("no studies made by `metaopt study create` here")
+    for study in found["studies"]:
+        out.print(
+            f"{study['study']}: {study['complete']} trials complete, {study['pruned']} pruned, {study['failed']} "
+            f"failed, {len(study['running'])} running, {study['left']} of {study['trials']} left; {study['status']}"
+        )
+        if not one:
+            continue
+        for trial in study["running"]:
+            again = f", for the {trial['attempt']}. time" if (trial["attempt"] or 1) > 1 else ""
+            out.print(f"  running: trial {trial['trial']} {trial['learner'] or ''}{again}")
+        for best in study["best"]:
+            out.print(f"  {best['learner']:<12} {interval(best)}   trial {best['trial']}")
+        if winner := study["winner"]:
+            out.print(
+                f"  winner: {winner['learner']} (trial {winner['trial']}), {interval(winner)} on {winner['tasks']} "
+                "test tasks that no trial has touched"
+            )
+        elif study["status"] == "to be finished":
+            out.print(f"  finalists and report: metaopt study finish --study {study['study']}")
+
+
 def show_board(board: Mapping[str, Any], folder: Path) -> None:
     """Print a leaderboard, the winner's pipeline, and where everything is."""
     out, board = console(), _plain(board)

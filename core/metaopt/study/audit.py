@@ -21,7 +21,7 @@ from metaopt.study.file import load
 from metaopt.study.ledger import SCORES, read_scores, results, scores_by
 from metaopt.study.search import FINALISTS, REPORT_SCORES
 from metaopt.study.statistics import LEVEL, holm, paired
-from metaopt.study.storage import open_storage
+from metaopt.study.storage import JOURNAL, open_storage
 from metaopt.study.trial import Bench, TrialResult
 from metaopt.task import POOLS, ClassPool, Pool, TaskSampler
 from metaopt.train import Scores
@@ -46,6 +46,8 @@ def audit(folder: Path, registry: Registry, device: torch.device, storage: str |
     board = leaderboard.read(folder)
     if board is None or board["status"] != "finished":
         raise UserError(f"{folder}: no finished study here; run it to its end, or give the folder of another run")
+    if storage is None and not (folder / JOURNAL).exists():
+        raise UserError(f"{folder}: no {JOURNAL} here; give the study's storage with --storage")
     study = load(folder / "study.yaml", registry)
     bench = Bench(study, registry, device)
     kept = optuna.load_study(study_name=study.name, storage=open_storage(folder, storage))

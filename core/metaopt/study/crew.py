@@ -3,7 +3,6 @@
 A job in a process of its own may crash, run out of memory, hang or fork: it has failed, and nothing else is harmed.
 """
 
-import ctypes
 import faulthandler
 import math
 import multiprocessing
@@ -27,6 +26,7 @@ import torch
 from metaopt.errors import UserError
 from metaopt.graph import record
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
+from metaopt.supervise import end_with
 
 Hears = Callable[[int, float, tuple[float, ...]], bool]
 """Hears a job's number, its progress and its scores there, task by task; answers whether to prune it."""
@@ -292,7 +292,7 @@ def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any
     for parents_end in inherited:
         parents_end.close()  # as long as anybody holds it, the line does not end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
-    _mortal(parent)
+    end_with(parent)
     torch.set_num_threads(1)
     isolated, me, forked = bench.study.isolation == "process", os.getpid(), multiprocessing.RawValue("b", 0)
     if isolated:
@@ -335,15 +335,7 @@ def _alone() -> None:
     """Make this process the head of a session, which can be ended as one, and which ends with the study."""
     if os.name == "posix":
         os.setsid()
-    _mortal(os.getppid())
-
-
-def _mortal(parent: int) -> None:
-    """End this process when its parent does, however that ends, and even while this one is frozen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it has ended already
-            os._exit(1)
+    end_with(os.getppid())
 
 
 @contextmanager

@@ -54,6 +54,9 @@ MAY_CHANGE = (
 class Ledger:
     """The trials of a study, kept by Optuna. Only the study's own process writes here, so counts are exact."""
 
+    shared = False
+    """Whether other processes write, too: see `metaopt.study.shared`."""
+
     def __init__(self, bench: Bench, storage: BaseStorage, folder: Path) -> None:
         """Open the study in the storage, or create it with every learner's default configuration waiting first.
 
@@ -64,7 +67,7 @@ class Ledger:
         self.running: dict[int, optuna.Trial] = {}
         self.again: list[optuna.Trial] = []
         """Trials that were begun and are to be run again, from their start and with the same seed."""
-        names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+        names = optuna.get_all_study_names(storage)
         kept: dict[str, Any] = {
             "storage": storage,
             "study_name": study.name,
@@ -90,9 +93,11 @@ class Ledger:
             for params in warm:
                 self.optuna.enqueue_trial(params, user_attrs={"origin": "warm start"}, skip_if_exists=True)
             self.optuna.set_user_attr("versions", versions.used(bench))
+            self.optuna.set_user_attr("shared", self.shared)
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
         else:
             _refuse_changes(stored, described)
+            self._refuse_other_keeper()
         self.results = results(self.optuna)
         """Every finished trial."""
         self.ahead = self._ahead(self.results)
@@ -104,22 +109,26 @@ class Ledger:
 
     def ask(self, deadline: float = math.inf) -> Job:
         """Return the next trial as a job."""
-        study = self.bench.study
         trial = self.again.pop(0) if self.again else self.optuna.ask()
         self.running[trial.number] = trial
-        params = study.space.suggest(trial)
+        params = self.bench.study.space.suggest(trial)
         trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        return self.job(trial.number, params, deadline)
+
+    def job(self, number: int, params: Params, deadline: float) -> Job:
+        """Return the order for a trial of the search."""
+        study = self.bench.study
         return Job(
-            number=trial.number,
+            number=number,
             params=params,
-            seed=seeds.derive(study.seed, "trial", trial.number),
+            seed=seeds.derive(study.seed, "trial", number),
             budget=study.budget,
             pool=study.search_on,
             purpose="search",
             n_tasks=study.evaluation.tasks,
             reports=not self.bench.others,  # of several objectives Optuna keeps no curve, and none is stopped
             deadline=deadline,
-            checkpoint=self._checkpoint(trial.number),
+            checkpoint=self._checkpoint(number),
         )
 
     def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
@@ -154,7 +163,7 @@ class Ledger:
         reached = [one for one in self.optuna.get_trials(deepcopy=False) if step in one.intermediate_values]
         gains: dict[str | None, list[float]] = {}
         for one in reached:
-            if one.user_attrs.get("result", {}).get("state") == "complete":
+            if one.user_attrs.get("result", {}).get("state") == "complete" and one.values:  # told, by whoever had it
                 gains.setdefault(one.params.get("learner"), []).append(one.values[0] - one.intermediate_values[step])
         return {
             one.number: one.intermediate_values[step] + float(np.mean(gains[learner]))
@@ -186,7 +195,7 @@ class Ledger:
         """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
         best = next(iter(self.best()), None)
         if best and best.number != self.leader[0]:
-            scores = read_scores(self.folder / SCORES / f"{best.number:05d}.npy")
+            scores = self.scores(best.number)
             complete = scores is not None and len(scores) == self.bench.study.evaluation.tasks
             self.leader = best.number, scores if complete else None
         return self.leader[1] if best else None
@@ -200,6 +209,10 @@ class Ledger:
         if self.bench.others:
             return front(self.bench, results)
         return ranked(self.bench, results)[: self.bench.study.evaluation.finalists]
+
+    def scores(self, number: int) -> NDArray[np.float64] | None:
+        """Return the scores of a complete trial, task by task; None where they were deleted."""
+        return read_scores(self.folder / SCORES / f"{number:05d}.npy")
 
     def _contributions(self, scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = self.bench.objective.contributions(torch.tensor(np.asarray(scores))).numpy()
@@ -221,12 +234,14 @@ class Ledger:
             write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task, done.others)
         trial.set_user_attr("result", asdict(result))
         self._close(result)
-        self._checkpoint(result.number).unlink(missing_ok=True)
+        if kept := self._checkpoint(result.number):
+            kept.unlink(missing_ok=True)
         self.results.append(result)
         self.ahead = self._ahead([*self.ahead, result])
         return True
 
-    def _checkpoint(self, number: int) -> Path:
+    def _checkpoint(self, number: int) -> Path | None:
+        """Return the file that keeps a trial's meta-training on its way; None where none does."""
         return self.folder / CHECKPOINTS / f"{number:05d}.safetensors"
 
     def seconds(self) -> float:
@@ -253,6 +268,17 @@ class Ledger:
                 self.optuna.tell(result.number, state=TrialState.PRUNED)
             case "failed":
                 self.optuna.tell(result.number, state=TrialState.FAIL)
+
+    def _refuse_other_keeper(self) -> None:
+        """Raise UserError where workers on other machines have trials of this study that are still to be done."""
+        name, trials = self.bench.study.name, self.optuna.get_trials(deepcopy=False)
+        done = sum(trial.state.is_finished() for trial in trials)
+        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        if self.optuna.user_attrs.get("shared") and (running or done < self.bench.study.trials):
+            raise UserError(
+                f"the study {name!r} was made by `metaopt study create`, and {done} of its trials are done; go on with "
+                "`metaopt worker`, end it with `metaopt study finish`, or set another name in the study file"
+            )
 
     def _take_up(self) -> None:
         """Take up the trials that ran when the study ended. The run folder's lock says that nobody runs them now."""

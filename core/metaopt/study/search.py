@@ -71,7 +71,7 @@ def run(
     """
     started = time.monotonic()
     with owned(folder):
-        _refuse_another(bench.study.name, folder / "study.yaml")
+        refuse_another(bench.study.name, folder / "study.yaml")
         ledger = Ledger(bench, open_storage(folder, storage), folder)
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
             log.warning("%s: %s", bench.study.name, said)
@@ -122,7 +122,8 @@ def run(
         return board
 
 
-def _refuse_another(name: str, path: Path) -> None:
+def refuse_another(name: str, path: Path) -> None:
+    """Raise UserError where a run folder's study file is another study's."""
     if path.exists() and (other := file.read(path).get("name")) != name:
         raise UserError(
             f"{path.parent} is the run folder of the study {other!r}, and this one is named {name!r}; "

@@ -2,9 +2,11 @@
 
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
@@ -83,21 +85,46 @@ def _cut_torn_line(file: IO[bytes]) -> None:
         file.truncate(whole)
 
 
+def is_journal(url: str) -> bool:
+    """Tell whether what `--storage` was given is the path of a journal file, and no URL."""
+    return "://" not in url and url.endswith(".log")
+
+
+def with_driver(url: str) -> str:
+    """Return a URL of PostgreSQL with the driver that the extra [postgres] brings, where it names none."""
+    scheme, sign, rest = url.partition("://")
+    without = scheme in {"postgres", "postgresql"} and find_spec("psycopg2") is None and find_spec("psycopg")
+    return f"postgresql+psycopg{sign}{rest}" if without else url
+
+
+def first_line(error: BaseException, url: str) -> str:
+    """Return what a storage's error says first, without the storage's URL and its password."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = reason.replace(url, "it")
+    with suppress(ValueError):
+        if password := urlsplit(url).password:
+            reason = reason.replace(password, "***").replace(unquote(password), "***")
+    return reason
+
+
 def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
-    """Return the storage at `url`, or the journal file in `folder`. Raises UserError where it cannot be opened."""
+    """Return the storage at `url`, or the journal file in `folder`. Raises UserError where it cannot be opened.
+
+    A `url` that is the path of a file `….log` is that of a journal, as workers on several machines share one.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if url:
+    if url and not is_journal(url):
         try:
-            return optuna.storages.get_storage(url)
+            storage = optuna.storages.get_storage(with_driver(url))
+            if engine := getattr(getattr(storage, "_backend", None), "engine", None):
+                weakref.finalize(storage, engine.dispose)  # ends its connections, which drivers complain of otherwise
+            return storage
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
-            reason = next(iter(str(error).splitlines()), type(error).__name__).replace(url, "it")
-            with suppress(ValueError):
-                if password := urlsplit(url).password:
-                    reason = reason.replace(password, "***").replace(unquote(password), "***")
+            reason = first_line(error, url)
             raise UserError(
                 f"--storage: cannot open that storage ({reason}); give a URL such as sqlite:///study.db"
             ) from None
-    journal = folder / JOURNAL
+    journal = Path(url) if url else folder / JOURNAL
     try:
         backend = CheckedJournal(str(journal), cast(Any, MendingLock(journal)) if fcntl else None)
         _refuse_damage(journal)

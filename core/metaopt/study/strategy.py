@@ -180,6 +180,8 @@ class Bandit(BaseSampler):
         for one in study.get_trials(deepcopy=False)[self.first :]:
             if one.number in self.told or one.number == trial.number:
                 continue
+            if one.number not in self.at and not one.state.is_finished() and not self._is_chosen(one):
+                continue  # another process is choosing it
             learner = one.params.get("learner", next(iter(self.space.learners)))
             arm = self._arm(study, learner)
             if one.number not in self.at:  # of an earlier run of the study, or a default
@@ -215,6 +217,14 @@ class Bandit(BaseSampler):
         self._arm(study, learner).add_trials(left)
         moved = {one.number: number for number, one in enumerate(left)}
         self.at |= {of: (learner, moved[number]) for of, (whose, number) in self.at.items() if whose == learner}
+
+    def _is_chosen(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial has all of its hyperparameters."""
+        try:
+            self.space.suggest(optuna.trial.FixedTrial(trial.params, trial.number))
+        except ValueError:
+            return False
+        return True
 
     def _learner(self, study: optuna.Study) -> str:
         """Return the learner with the highest bound; the first of equals."""
