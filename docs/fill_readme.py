@@ -1,7 +1,8 @@
 """Fill the README's marked blocks with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), published figures measured again, a command, or a source file.
+learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge, a command, or a
+source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
@@ -21,7 +22,7 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL
 )
 
 
@@ -100,6 +101,26 @@ def figures(name: str) -> str:
     return _table(rows, left={0}) + "".join(verdicts)
 
 
+def challenge(name: str) -> str:
+    """Return a table of the studies that docs/challenge.py ran, and the mean error of each set of alphabets."""
+    studies = _board(name)["studies"]
+    rows = [("set", "seed", "learner", "% errors", "95 % interval", "on other alphabets", "CPU minutes", "minutes")]
+    for found in studies:
+        interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
+        other, minutes = 100 * (1 - found["other_alphabets"]), (found["cpu_seconds"] / 60, found["seconds"] / 60)
+        rows.append(
+            (
+                found["set"], f"{found['seed']}", found["learner"], f"{100 * found['error']:.2f}", interval,
+                f"{other:.1f}", *(f"{number:.1f}" for number in minutes),
+            )
+        )  # fmt: skip
+    means = []
+    for small in dict.fromkeys(found["set"] for found in studies):
+        errors = [100 * found["error"] for found in studies if found["set"] == small]
+        means.append(f"{small}: mean error {sum(errors) / len(errors):.2f} % over {len(errors)} seeds\n")
+    return _table(rows, left={0, 2}) + "".join(means)
+
+
 def _rounded(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1g}"
 
@@ -137,6 +158,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "steps": steps,
     "search": search,
     "figures": figures,
+    "challenge": challenge,
     "command": command,
     "source": source,
 }

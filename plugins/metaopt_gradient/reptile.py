@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad_and_value
 
 from metaopt import tune
 from metaopt.executor import Executor, trainable
@@ -54,7 +54,7 @@ class Reptile(Learner):
     def outer_step(
         self, batch: TaskBatch | Examples, executor: Executor, update: Callable[[Gradients], None]
     ) -> Tensor:
-        """Move the weights by the mean over tasks of where training leads; return the mean loss before it."""
+        """Move the weights by the mean over tasks of where training leads; return the mean of the losses before it."""
         assert isinstance(batch, TaskBatch)
         with torch.no_grad():
             result = executor.map(self, "displacement", *batch.tensors())
@@ -64,28 +64,29 @@ class Reptile(Learner):
         return loss
 
     def displacement(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> dict[str, Tensor]:
-        """Return the initial weights minus the weights trained on the task, by name, and the "loss" before."""
+        """Return the initial weights minus those trained on the task, by name, and the first mini-batch's "loss"."""
         x, y = torch.cat([support_x, query_x]), torch.cat([support_y, query_y])
         initial: Weights = dict(self.net.named_parameters())
-        trained = self._train(initial, x, y, self.config.inner_steps)
-        moved = {name: initial[name] - trained[name] for name in initial}
-        return moved | {"loss": self.loss(self.net(x), y)}
+        trained, losses = self._train(initial, x, y, self.config.inner_steps)
+        return {name: initial[name] - trained[name] for name in initial} | {"loss": losses[0]}
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return the predictions of the network trained on the support set: (n_queries, n_outputs)."""
         initial: Weights = dict(self.net.named_parameters())
-        weights = self._train(initial, support_x, support_y, self.config.test_steps)
+        weights, _ = self._train(initial, support_x, support_y, self.config.test_steps)
         predictions: Tensor = functional_call(self.net, weights, query_x)
         return predictions
 
-    def _train(self, weights: Weights, x: Tensor, y: Tensor, steps: int) -> Weights:
-        """Return the weights after so many steps on mini-batches taken from (x, y) in turn."""
-        gradient_of = grad(lambda weights, x, y: self.loss(functional_call(self.net, weights, x), y))
+    def _train(self, weights: Weights, x: Tensor, y: Tensor, steps: int) -> tuple[Weights, list[Tensor]]:
+        """Return the weights after so many steps on mini-batches from (x, y) in turn, and the loss before each."""
+        losses = []
+        gradient_of = grad_and_value(lambda weights, x, y: self.loss(functional_call(self.net, weights, x), y))
         size = min(self.config.inner_batch, len(x))
         second_moments = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for step in range(steps):
             rows = [(step * size + i) % len(x) for i in range(size)]
-            gradient = gradient_of(weights, x[rows], y[rows])
+            gradient, loss = gradient_of(weights, x[rows], y[rows])
+            losses.append(loss)
             if self.config.inner_optimizer == "adam":
                 second_moments = {
                     name: BETA2 * second_moments[name] + (1 - BETA2) * gradient[name].square() for name in weights
@@ -95,4 +96,4 @@ class Reptile(Learner):
                     name: gradient[name] / ((second_moments[name] / correction).sqrt() + EPSILON) for name in weights
                 }
             weights = {name: weight - self.config.inner_lr * gradient[name] for name, weight in weights.items()}
-        return weights
+        return weights, losses
