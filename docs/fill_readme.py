@@ -22,7 +22,8 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)",
+    re.DOTALL,
 )
 
 
