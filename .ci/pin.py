@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
 # Made by `make pins` from constraints.txt: do not edit. `pip install --require-hashes -r .ci/requirements.txt` refuses
 # any file but these, which are for Linux on x86-64 with Python 3.11. torch is the build without CUDA: where no index at
-# hand serves that, add --extra-index-url https://download.pytorch.org/whl/cpu.
+# hand serves that, give pip another that does.
 """
 
 
