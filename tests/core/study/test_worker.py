@@ -161,7 +161,7 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "away", "budget": {"tasks": 2000}}))
     assert cli.main(["study", "create", str(tmp_path / "tiny.yaml")]) == 0
-    process = begin(tmp_path, "worker", "--study", "away", "--workers", "2", "--beat", "1")
+    process = begin(tmp_path, "worker", "--study", "away", "--beat", "1")
     until(lambda: any(state == "COMPLETE" for state, _ in cluster.finished(postgres.url, "away")))
     postgres.stop("immediate")
     time.sleep(1)
