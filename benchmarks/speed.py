@@ -393,7 +393,8 @@ class Contender:
         while answer and not answer.startswith("{"):  # what a peer prints
             answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.name} died; run it alone: {' '.join(map(str, self.process.args))}")  # type: ignore[arg-type]
+            assert isinstance(self.process.args, list)
+            raise SystemExit(f"{self.name} died; run it alone: {' '.join(map(str, self.process.args))}")
         result: dict[str, float] = json.loads(answer)
         return result
 

@@ -35,6 +35,9 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     tasks = study.tasks
     spec, train_spec = tasks.specs(sampler)
     pools = {pool: describe_pool(sampler, pool, train_spec if pool == "train" else spec) for pool in POOLS}
+    if study.evaluation.folds:  # of which each keeps classes of its own for that
+        folds = [describe_pool(fold, "validation", spec) for fold in sampler.folds(study.evaluation.folds)]
+        pools["validation"]["refused"] = next((fold["refused"] for fold in folds if fold["refused"]), None)
     found: dict[str, Any] = {
         "study": study.name,
         "sampler": tasks.sampler,

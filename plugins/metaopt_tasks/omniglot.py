@@ -96,7 +96,7 @@ class Omniglot(TaskSampler):
         self._fill(_classes(config))
 
     def _fill(self, classes: "Mapping[Pool, Sequence[_Class]]") -> None:
-        self.classes = classes
+        self.listed = classes
         self.pools = {pool: _class_pool(classes[pool], self._images, self.config.size) for pool in POOLS}
 
     def spec(self, n_way: int, n_shot: int, n_query: int) -> TaskSpec:
@@ -125,11 +125,11 @@ class Omniglot(TaskSampler):
         ]
 
     def whole(self) -> TaskSampler:
-        return self._trained_on(self._all()[0], self.classes["validation"])
+        return self._trained_on(self._all()[0], self.listed["validation"])
 
     def _all(self) -> "tuple[list[_Class], list[_Class]]":
         """Return the classes of the train and validation pools, as they are to train on and to be scored on."""
-        classes = [*self.classes["train"], *self.classes["validation"]]
+        classes = [*self.listed["train"], *self.listed["validation"]]
         if self.config.split:
             return classes, classes
         upright = [cls for cls in classes if not cls.turns]
@@ -138,7 +138,7 @@ class Omniglot(TaskSampler):
 
     def _trained_on(self, train: "Sequence[_Class]", validation: "Sequence[_Class]") -> TaskSampler:
         other = copy.copy(self)
-        other._fill({**self.classes, "train": train, "validation": validation})
+        other._fill({**self.listed, "train": train, "validation": validation})
         return other
 
     @classmethod

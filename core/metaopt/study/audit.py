@@ -94,7 +94,8 @@ def _examples(sampler: TaskSampler, pool: Pool, bench: Bench) -> NDArray[Any]:
     """Return all examples of a pool where its sampler holds them, or those of a few tasks, (n, *x_shape)."""
     held = getattr(sampler, "pools", {}).get(pool)
     if isinstance(held, ClassPool):
-        rows = torch.cat([row[:size] for row, size in zip(held.table, held.sizes, strict=True)])
+        each = [row[:size] for row, size in zip(held.table, held.sizes, strict=True)]
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *each])  # a study in folds may have no validation pool
         return np.ascontiguousarray(held.sources[rows].numpy())
     spec = bench.train_spec if pool == "train" else bench.spec
     batch = sampler.draw(pool, spec, N_TASKS, seeds.generator(bench.study.seed, "audit", pool))

@@ -112,7 +112,7 @@ def run(
             final=done.result if done and bench.study.final else None,
         )  # fmt: skip
         if done and bench.study.final:
-            model.save(folder / "best", bench, done.result, _final_weights(folder), board)
+            model.save(folder / "best", bench, done.result, final_weights(folder), board)
         elif done:
             model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
         write_json(folder / leaderboard.FILE, board)
@@ -325,10 +325,10 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
     kept, n_tasks, study = winner.repeats[0].result, len(winner.fresh.per_task), bench.study
     job = Job(kept.number, kept.params, kept.seed, Budget(tasks=1), "test", "report", n_tasks, weights=winner.weights)
     if study.final:
-        seed, path = finalist_seed(bench, kept.number, study.evaluation.repeats), _final_weights(folder)
+        seed, path = finalist_seed(bench, kept.number, study.evaluation.repeats), final_weights(folder)
         job = replace(
             job, seed=seed, budget=study.final, final=True, weights=None, save_to=path,
-            checkpoint=path.with_suffix(".checkpoint"),
+            checkpoint=folder / CHECKPOINTS / path.name,
         )  # fmt: skip
     for _ in range(ATTEMPTS):
         crew.start(job)
@@ -348,6 +348,6 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
     return scored
 
 
-def _final_weights(folder: Path) -> Path:
+def final_weights(folder: Path) -> Path:
     """Return the file for the weights of a winner that was meta-trained once more."""
     return folder / FINALISTS / "final.safetensors"

@@ -144,16 +144,16 @@ class Bench:
         self.decisive = next(one for one in (self.objective, *self.others) if one.name == study.objective)
         """The objective by which finalists are ranked."""
         self.spec, self.train_spec = study.tasks.specs(self.sampler)
-        folds = study.evaluation.folds
-        self.folds: list[Bench] = [self._on(sampler) for sampler in self.sampler.folds(folds)] if folds else [self]
+        folds = self.sampler.folds(study.evaluation.folds) if study.evaluation.folds else ()
+        self.folds: list[Bench] = [self._on(sampler) for sampler in folds] or [self]
         """On each of which a trial is meta-trained, and scored on the classes that this one keeps for that."""
         self.last: Bench = self._on(self.sampler.whole()) if study.final else self
         """On which the winner is meta-trained."""
 
     def _on(self, sampler: TaskSampler) -> "Bench":
-        """Return a bench of the same study on other pools."""
+        """Return a bench of the same study on other pools; its folds are those of the study, if these are known."""
         other = object.__new__(Bench)  # a copy would be made of the study, as for another process
-        vars(other).update(vars(self), sampler=sampler, folds=[other], last=other)
+        vars(other).update({"folds": [other]} | vars(self), sampler=sampler, last=other)
         other.spec, other.train_spec = self.study.tasks.specs(sampler)
         return other
 

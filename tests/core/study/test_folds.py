@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metaopt import plugins, seeds
+from metaopt import cli, plugins, seeds
 from metaopt.errors import UserError
 from metaopt.pools import ClassSampler
 from metaopt.study import audit, leaderboard
@@ -230,3 +230,25 @@ def test_models_that_saw_the_validation_pool_are_not_compared_on_it(file: Path, 
     with pytest.raises(UserError, match="was meta-trained on the classes of the validation pool, too"):
         compare(models, REGISTRY, CPU, pool="validation", n_tasks=20, seed=0)
     assert compare(models, REGISTRY, CPU, pool="test", n_tasks=20, seed=0)["tasks"] == 20
+
+
+def test_every_command_works_on_a_run_in_folds_whose_data_have_no_validation_pool(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = dict(np.load(file))
+    kept = arrays["pool"] != "val"
+    np.savez(tmp_path / "two.npz", **{name: array[kept] for name, array in arrays.items()})
+    folder = tmp_path / "run"
+    evaluation = {"tasks": 20, "folds": 2, "report_tasks": 20}
+    board = run(bench_of(tmp_path / "two.npz", evaluation=evaluation), folder, Quiet())
+    assert not (folder / "checkpoints").exists()
+    assert sorted(path.name for path in (folder / "finalists").glob("*.safetensors")) == ["final.safetensors"]
+    for command in (["study", "show"], ["study", "audit"], ["study", "report"]):
+        assert cli.main([*command, str(folder)]) == 0
+    assert cli.main(["evaluate", str(folder / "best"), "--tasks", "20"]) == 0
+    said = capsys.readouterr().out
+    assert "meta-trained once more for that, on the train and validation classes together: 120 tasks" in said
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    right = 100 * board["finalists"][0]["report"]["mean"]
+    assert f"The winner's answers on 20 test tasks, {right:.1f} % of them right" in page
+    assert "of finalists in folds no weights are kept" in page

@@ -12,10 +12,12 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
+from metaopt import cli
 from metaopt.errors import UserError
 from metaopt.task import POOLS, Pool, TaskBatch, TaskSpec
 from metaopt_tasks import omniglot
@@ -687,6 +689,37 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> str:
 def real(warm: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METAOPT_CACHE", warm)
     return DATA
+
+
+def test_folds_keep_an_alphabet_whole_however_it_is_turned_and_score_it_upright(root: Path) -> None:
+    sampler = load(root, train=("images_background", "images_background_small1"), test=TEST, rotations=True)
+    every = {("Greek", n) for n in (1, 2, 3)} | {("Japanese_(katakana)", n) for n in (1, 2, 3, 4)}
+    every |= {("Latin", n) for n in (1, 2)}
+    scored = []
+    for fold in sampler.folds(3):
+        assert isinstance(fold, Omniglot)
+        kept = [(one.alphabet, int(one.character[-2:])) for one in fold.listed["validation"]]
+        trained = [(one.alphabet, int(one.character[-2:]), one.turns) for one in fold.listed["train"]]
+        assert {one.turns for one in fold.listed["validation"]} == {0}
+        assert len({alphabet for alphabet, _ in kept}) == 1
+        assert sorted(trained) == sorted((*one, turns) for one in every - set(kept) for turns in range(4))
+        assert len(fold.pools["validation"]) == len(kept)
+        scored += kept
+    assert sorted(scored) == sorted(every)
+    whole = sampler.whole()
+    assert isinstance(whole, Omniglot)
+    assert len(whole.pools["train"]) == 4 * len(every)
+
+
+def test_a_preview_of_folds_needs_no_validation_pool(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {"sampler": "omniglot", "root": str(root), "train": ["images_background"], "test": list(TEST),
+             "n_way": 2, "n_shot": 1, "n_query": 1}  # fmt: skip
+    study = {"name": "s", "tasks": tasks, "learners": ["protonet"], "evaluation": {"folds": 2}}
+    (root / "s.yaml").write_text(yaml.safe_dump(study))
+    command = ["tasks", "preview", str(root / "s.yaml"), "--output", str(root / "p.png")]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--set", "evaluation.folds=0"]) == 1
+    assert "the validation pool is empty" in capsys.readouterr().out
 
 
 @needs_omniglot

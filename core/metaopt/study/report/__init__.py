@@ -140,7 +140,7 @@ def _at_work(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(bench.study.seed, "report"))  # of learners that draw: the same page again
-            found = answers.answers(bench, answers.load(bench, folder, board["finalists"][0]))
+            found = answers.answers(bench, answers.winner(bench, folder, board["finalists"][0]))
             adapted, missing = answers.adaptation(bench, folder, board)
     except Exception as error:  # a plugin may have changed since, or its weights are gone: the rest is worth a report
         return answers.Answers(), None, [f"The finalists could not be used ({type(error).__name__}: {error})."]

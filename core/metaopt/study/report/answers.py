@@ -18,7 +18,7 @@ from metaopt import seeds
 from metaopt.learner import Learner
 from metaopt.pools import digest
 from metaopt.study.report.figures import COLOURS, Board, Figure, plain
-from metaopt.study.search import FINALISTS, finalist_seed
+from metaopt.study.search import FINALISTS, final_weights, finalist_seed
 from metaopt.study.trial import Bench
 from metaopt.task import ClassPool, Pool
 from metaopt.train import Scores, play
@@ -123,13 +123,26 @@ def load(bench: Bench, folder: Path, entry: Mapping[str, Any]) -> Learner:
     return learner
 
 
+def winner(bench: Bench, folder: Path, entry: Mapping[str, Any]) -> Learner:
+    """Return the winner as it was kept. Raises OSError or RuntimeError where its weights are not there."""
+    if not bench.study.final:
+        return load(bench, folder, entry)
+    learner = bench.last.build(entry["params"], seed=0)
+    learner.load_state_dict(load_file(final_weights(folder)))
+    return learner
+
+
 def answers(bench: Bench, learner: Learner, seconds: float = SECONDS) -> Answers:
-    """Return the winner's answers on the first of the fresh tasks that finalists were ranked by."""
-    pool, spec = bench.study.search_on, bench.spec
+    """Return the winner's answers on the first of the fresh tasks that finalists were ranked by.
+
+    One that was meta-trained on all their classes, too, has none to be asked; of it they are on the report's tasks.
+    """
+    pool, spec = ("test" if bench.study.final else bench.study.search_on), bench.spec
     if spec.kind != "classification":
         return Answers(skipped=["Confusions and hard tasks are drawn of classes; this study is one of regression."])
     classes, check = Classes(bench.sampler, pool), clock(seconds)
-    draw = seeds.generator(bench.study.seed, "evaluate", pool, "finalists")
+    purpose = "report" if bench.study.final else "finalists"
+    draw = seeds.generator(bench.study.seed, "evaluate", pool, purpose)
     right: list[float] = []
     worst: list[tuple[float, int, Any]] = []
     wrong: Counter[tuple[int, int]] = Counter()
@@ -302,6 +315,8 @@ def adaptation(
     """Return the finalists' scores after 0 … n inner steps on common tasks, and sentences on what is left out."""
     check, skipped = clock(seconds), list[str]()
     data: list[dict[str, Any]] = []
+    if bench.study.evaluation.folds:
+        return None, ["Curves of adaptation are not drawn: of finalists in folds no weights are kept."]
     for at, entry in enumerate(board["finalists"]):
         title = f"{entry['learner']} (trial {entry['trial']})"
         setting = bench.study.space.learner_classes[entry["learner"]].steps
