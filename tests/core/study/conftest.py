@@ -30,3 +30,14 @@ def postgres(cluster: Any) -> Iterator[Any]:
         pytest.skip(str(error))
     yield server
     server.close()
+
+
+@pytest.fixture(params=["journal", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return a storage with nothing in it, of each kind that workers share."""
+    if request.param == "journal":
+        return str(tmp_path / "shared.log")
+    server = request.getfixturevalue("postgres")
+    server.empty()
+    found: str = server.url
+    return found

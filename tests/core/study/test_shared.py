@@ -46,17 +46,6 @@ def bench(**changes: Any) -> Bench:
     return Bench(resolve(STUDY | changes, "a.yaml", REGISTRY), REGISTRY, torch.device("cpu"))
 
 
-@pytest.fixture(params=["journal", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return a storage with nothing in it, of each kind that workers share."""
-    if request.param == "journal":
-        return str(tmp_path / "shared.log")
-    server = request.getfixturevalue("postgres")
-    server.empty()
-    found: str = server.url
-    return found
-
-
 @pytest.fixture
 def worker(url: str, tmp_path: Path) -> Iterator[Workers]:
     """Begin to work on a study, each time as another process would, with a storage opened anew."""

@@ -37,17 +37,6 @@ Metaopt = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return a storage with nothing in it, of each kind that workers share."""
-    if request.param == "journal":
-        return str(tmp_path / "shared.log")
-    server = request.getfixturevalue("postgres")
-    server.empty()
-    found: str = server.url
-    return found
-
-
-@pytest.fixture
 def metaopt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Metaopt:
     """Run a command here, in a folder that holds the study file; return its exit code and all that it printed."""
     monkeypatch.chdir(tmp_path)
