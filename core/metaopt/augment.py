@@ -6,6 +6,7 @@ drawn for each. Every part is off by default; a study searches those that it nam
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,7 +20,7 @@ from metaopt.task import Examples, TaskBatch
 
 GRID = 6  # nodes along a side, between which elastic noise is smooth
 PICTURES = ("turn", "slant", "stretch", "rotate", "scale", "shift", "elastic", "stroke")
-"""The fields that only pictures have use for."""
+"""The fields that only pictures have use for, while meta-training."""
 DIHEDRAL = 8  # quarter turns, each mirrored or not
 
 
@@ -28,7 +29,7 @@ class Augment:
     """How strongly tasks are augmented; at 0 not at all.
 
     Strengths are standard deviations of normal draws unless said otherwise, lengths shares of the picture. What moves
-    in from beyond a picture's border is 0. All but the last three are for pictures.
+    in from beyond a picture's border is 0. Noise, dropout and copies are for vectors, too, all else for pictures alone.
     """
 
     turn: str = tune.choice("none", "task", "class")
@@ -51,21 +52,24 @@ class Augment:
     """Adds normal noise to every number of an example: on pictures and vectors."""
     dropout: float = tune.real(0.0, 0.9, default=0.0)
     """Sets each feature of an example to 0 with this probability, and scales up the others."""
+    test_turns: int = tune.choice(1, 4, 8)
+    """At meta-test the learner learns the task in so many turns of it, four by 90° each and then their mirror images,
+    and its probabilities are averaged: as several learners' would be, if it was trained on turned tasks."""
     test_copies: int = tune.integer(1, 16, log=True, default=1)
-    """At meta-test the learner learns the task from so many views of it, the first as it is and the others with their
-    examples jittered, and its probabilities are averaged."""
+    """Likewise from so many views of the task (of each turn), the first as it is, the others with examples jittered."""
 
     def check(self, x_shape: tuple[int, ...]) -> None:
         """Raise UserError where something is on that does not suit examples of this shape."""
-        if self.of_pictures and len(x_shape) != 3:
-            on = next(name for name in PICTURES if getattr(self, name) not in {0.0, "none"})
+        if (self.of_pictures or self.test_turns > 1) and len(x_shape) != 3:
+            on = next((name for name in PICTURES if getattr(self, name) not in {0.0, "none"}), "test_turns")
             raise UserError(
                 f"augment.{on} is for pictures and the examples have shape {x_shape}; leave it out, or take noise or "
                 "dropout"
             )
-        if self.turn != "none" and x_shape[1] != x_shape[2]:
+        if (self.turn != "none" or self.test_turns > 1) and x_shape[1] != x_shape[2]:
+            on = "turn" if self.turn != "none" else "test_turns"
             raise UserError(
-                f"augment.turn is for square pictures and these are {x_shape[1]} × {x_shape[2]}; leave it out"
+                f"augment.{on} is for square pictures and these are {x_shape[1]} × {x_shape[2]}; leave it out"
             )
 
     @property
@@ -99,8 +103,15 @@ class Augment:
         """Return augmented examples: jittered each, but not turned, which would make them others than their labels."""
         return replace(examples, x=self._examples(examples.x, generator, None))
 
-    def copies(self, batch: TaskBatch, generator: Generator) -> TaskBatch:
-        """Return tasks whose examples are jittered, their classes left as they are: other views of the same tasks."""
+    def views(self, batch: TaskBatch, generator: Generator) -> Iterator[TaskBatch]:
+        """Yield the tasks as they are and in other views, for meta-test; in each view all of a task's classes alike."""
+        for turn in range(self.test_turns):
+            yield (seen := in_turn(batch, turn))
+            for _ in range(self.test_copies - 1):
+                yield self._jittered(seen, generator)
+
+    def _jittered(self, batch: TaskBatch, generator: Generator) -> TaskBatch:
+        """Return tasks whose examples are jittered, their classes left as they are."""
         return replace(self, turn="none", slant=0.0, stretch=0.0).batch(batch, generator)
 
     def _examples(self, x: Tensor, generator: Generator, common: Tensor | None) -> Tensor:
@@ -187,11 +198,24 @@ def _common(n_tasks: int, slant: float, stretch: float, generator: Generator) ->
     return maps
 
 
+def turned(x: Tensor, turn: int) -> Tensor:
+    """Return square pictures (..., side, side) turned by a multiple of 90°, and mirrored after that from 4 on."""
+    x = x.rot90(turn % 4, (-2, -1))
+    return x.flip(-1) if turn >= 4 else x
+
+
+def in_turn(batch: TaskBatch, turn: int) -> TaskBatch:
+    """Return tasks in one of their turns, the first being the tasks as they are; descriptions of classes stay so."""
+    if not turn:
+        return batch
+    support_x = turned(batch.support_x, turn) if batch.support_x.ndim == 5 else batch.support_x
+    return replace(batch, support_x=support_x, query_x=turned(batch.query_x, turn))
+
+
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Return square pictures (n_tasks, n, channels, side, side), each turned as `turns` (n_tasks, n) say."""
-    turned = torch.empty_like(x)
+    result = torch.empty_like(x)
     for turn in range(DIHEDRAL):
         which = turns == turn
-        pictures = x[which].rot90(turn % 4, (-2, -1))
-        turned[which] = pictures.flip(-1) if turn >= 4 else pictures
-    return turned
+        result[which] = turned(x[which], turn)
+    return result

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from metaopt.augment import turned
 from metaopt.errors import InputError
 from metaopt.files import whole
 from metaopt.learner import Learner
+from metaopt.train import averaged
 
 CLASSES = "classes.json"
 """The extra file in the program that holds the names of its columns."""
@@ -31,6 +33,8 @@ TOLERANCE = 1e-4
 class _Answer(nn.Module):
     """Maps queries (n, *x_shape) to probabilities (n, n_way)."""
 
+    support_x: Tensor
+
     def __init__(self, learner: Learner, support_x: Tensor, support_y: Tensor, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
@@ -39,8 +43,9 @@ class _Answer(nn.Module):
         self.register_buffer("support_y", support_y)
 
     def forward(self, query_x: Tensor) -> Tensor:
-        scores: Tensor = self.learner(self.support_x, self.support_y, query_x)
-        return (scores / self.temperature).softmax(1)
+        turns = range(self.learner.augment.test_turns)
+        scores = [self.learner(turned(self.support_x, n), self.support_y, turned(query_x, n)) for n in turns]
+        return (averaged(scores) / self.temperature).softmax(1)
 
 
 def export(

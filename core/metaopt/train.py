@@ -321,14 +321,16 @@ def fit_temperature(
 
 def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
-    predictions = predictions_of(learner, executor, batch)
-    copies = learner.augment.test_copies
-    if copies == 1 or learner.spec.kind != "classification":
-        return predictions
-    total = predictions.softmax(-1)
-    for _ in range(copies - 1):
-        total = total + predictions_of(learner, executor, learner.augment.copies(batch, views)).softmax(-1)
-    return (total / copies).log()
+    if learner.spec.kind != "classification":
+        return predictions_of(learner, executor, batch)
+    return averaged([predictions_of(learner, executor, view) for view in learner.augment.views(batch, views)])
+
+
+def averaged(scores: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean of the probabilities that several scores (..., n_way) stand for."""
+    if len(scores) == 1:
+        return scores[0]
+    return torch.stack([score.log_softmax(-1) for score in scores]).logsumexp(0) - math.log(len(scores))
 
 
 def predictions_of(learner: Learner, executor: Executor, batch: TaskBatch) -> Tensor:

@@ -55,7 +55,9 @@ def test_what_is_off_changes_nothing() -> None:
     assert not Augment().active
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Augment) if field.name not in {"turn", "test_copies"}])
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Augment) if field.name not in {"turn", "test_turns", "test_copies"}]
+)
 def test_each_strength_changes_pictures_and_neither_labels_nor_shapes_nor_the_batch_it_was_given(name: str) -> None:
     batch = tasks()
     before = [tensor.clone() for tensor in batch.tensors()]
@@ -179,11 +181,27 @@ def test_labelled_examples_are_jittered_and_never_turned() -> None:
     assert not torch.equal(Augment(rotate=20.0).examples(examples, Generator().manual_seed(0)).x, x)
 
 
-def test_copies_of_a_task_leave_its_classes_as_they_are() -> None:
+def test_the_views_of_a_task_are_its_turns_and_its_classes_stay_as_they_are() -> None:
+    batch, none = tasks(), Generator()
+    only_classes = Augment(turn="class", slant=0.5, stretch=0.5, test_copies=2)
+    assert all(torch.equal(view.support_x, batch.support_x) for view in only_classes.views(batch, none))
+    four, eight = ([*Augment(test_turns=n).views(batch, none)] for n in (4, 8))
+    assert torch.equal(eight[0].query_x, batch.query_x)
+    assert len({tuple(view.query_x.flatten().tolist()) for view in eight}) == 8
+    for quarter, view in enumerate(eight):
+        back = view.query_x.flip(-1) if quarter >= 4 else view.query_x
+        assert torch.equal(back.rot90(-quarter % 4, (-2, -1)), batch.query_x)
+        assert torch.equal(view.query_y, batch.query_y)
+        assert quarter >= 4 or torch.equal(view.support_x, four[quarter].support_x)
+
+
+def test_copies_are_jittered_in_each_turn_but_for_the_first() -> None:
     batch = tasks()
-    only_classes = Augment(turn="class", slant=0.5, stretch=0.5)
-    assert torch.equal(only_classes.copies(batch, Generator().manual_seed(0)).support_x, batch.support_x)
-    assert not torch.equal(Augment(shift=0.2).copies(batch, Generator().manual_seed(0)).support_x, batch.support_x)
+    views = [*Augment(shift=0.2, test_turns=4, test_copies=3).views(batch, Generator().manual_seed(0))]
+    turns = [*Augment(test_turns=4).views(batch, Generator())]
+    assert len(views) == 12
+    same = [any(torch.equal(view.support_x, turn.support_x) for turn in turns) for view in views]
+    assert same == [True, False, False] * 4
 
 
 # Refusals
@@ -200,6 +218,10 @@ def test_what_is_for_pictures_is_refused_for_vectors(name: str) -> None:
 def test_turns_need_square_pictures() -> None:
     with pytest.raises(UserError, match=r"augment\.turn is for square pictures and these are 8 × 9"):
         Augment(turn="task").check((1, 8, 9))
+    with pytest.raises(UserError, match=r"augment\.test_turns is for square pictures and these are 8 × 9"):
+        Augment(test_turns=4).check((1, 8, 9))
+    with pytest.raises(UserError, match=r"augment\.test_turns is for pictures and the examples have shape \(5,\)"):
+        Augment(test_turns=8).check((5,))
     Augment(rotate=10.0, noise=0.1).check((1, 8, 9))
     Augment(noise=0.1, dropout=0.1).check((5,))
 

@@ -12,11 +12,13 @@ import torch
 
 from metaopt import plugins, seeds
 from metaopt.errors import InputError
+from metaopt.executor import Loop
 from metaopt.export import CLASSES, export
 from metaopt.learner import Learner
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench
 from metaopt.task import TaskBatch
+from metaopt.train import predict
 
 REGISTRY = plugins.load()
 NAMES = np.array(["a", "b", "c"])
@@ -64,6 +66,17 @@ def test_a_program_runs_without_metaopt(tmp_path: Path) -> None:
         "assert answer.shape == (4, 3); assert 'metaopt' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "m.pt2")], check=True)
+
+
+def test_the_program_of_a_model_that_looks_at_turns_averages_over_them(tmp_path: Path) -> None:
+    learner, task = untrained("protonet", augment={"test_turns": 8})
+    export(learner, task.support_x[0], task.support_y[0], NAMES, tmp_path / "m.pt2", temperature=2.0)
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    with torch.no_grad():
+        expected = (predict(learner, Loop(), task, torch.Generator()) / 2.0).softmax(-1)[0]
+        turned = task.query_x[0].rot90(1, (-2, -1))
+        torch.testing.assert_close(program(task.query_x[0]), expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(program(turned), expected)
 
 
 def test_what_cannot_be_recorded_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

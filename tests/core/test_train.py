@@ -19,7 +19,7 @@ from metaopt.executor import EXECUTORS, Executor, Vmap
 from metaopt.learner import Gradients, Learner
 from metaopt.objective import MetaObjective, Outcome
 from metaopt.task import POOLS, ClassPool, Examples, Pool, TaskBatch, TaskSampler, TaskSpec
-from metaopt.train import TASKS_A_CALL, Budget, Outer, Scores, Training, meta_test, meta_train
+from metaopt.train import TASKS_A_CALL, Budget, Outer, Scores, Training, averaged, meta_test, meta_train
 from metaopt_encoders.mlp import MLP
 from metaopt_gradient.maml import MAML
 from metaopt_metric.protonet import ProtoNet
@@ -409,6 +409,12 @@ def test_test_copies_average_the_probabilities_of_views_of_the_same_tasks() -> N
     first, again = scores_of(learner, 40), scores_of(learner, 40)
     assert torch.equal(first.per_task, again.per_task)
     assert not torch.equal(first.per_task, alone.per_task)
+
+
+def test_averaged_scores_stand_for_the_mean_of_their_probabilities() -> None:
+    scores = [torch.randn(3, 2, 5) for _ in range(4)]
+    assert averaged(scores[:1]) is scores[0]
+    torch.testing.assert_close(averaged(scores).exp(), torch.stack([s.softmax(-1) for s in scores]).mean(0))
 
 
 def test_the_schedule_goes_by_the_planned_tasks() -> None:
