@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import grad
+from torch.nn.functional import adaptive_avg_pool2d
 
 from metaopt.errors import UserError
 
@@ -34,18 +35,29 @@ class Encoder(nn.Module):
     class Config:
         pass
 
+    resolution: int | None = None
+    """Pixels a side that larger pictures are averaged down to before they come to `forward`, set by the core."""
+
     def __init__(self, x_shape: tuple[int, ...], config: Any) -> None:
         """Build the parameters for examples of shape `x_shape`. Raises UserError where the shape does not suit."""
         super().__init__()
         self.config = config
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return `forward(x)`, computed in its precision."""
+        """Return `forward(x)`, computed in its resolution and precision."""
+        return self._computed(super().__call__, x)
+
+    def grid(self, x: Tensor) -> Tensor:
+        """Return `maps(x)`, computed in its resolution and precision: what learners call that compare places."""
+        return self._computed(self.maps, x)
+
+    def _computed(self, features_of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if (shape := reduced(tuple(x.shape[1:]), self.resolution)) != x.shape[1:]:
+            x = adaptive_avg_pool2d(x, (shape[1], shape[2]))
         if self.precision == "float32":
-            features: Tensor = super().__call__(x)
-            return features
+            return features_of(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            features = super().__call__(x)
+            features = features_of(x)
         return features.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +66,14 @@ class Encoder(nn.Module):
     def maps(self, x: Tensor) -> Tensor:
         """Return the features on their grid: (n, *x_shape) to (n, *map_shape)."""
         raise UserError(f"the encoder {self.name} has no features on a grid; take one for pictures, such as conv4")
+
+
+def reduced(x_shape: tuple[int, ...], resolution: int | None) -> tuple[int, ...]:
+    """Return the shape of pictures (channels, height, width) whose longer side has so many pixels at most."""
+    if resolution is None or len(x_shape) != 3 or max(x_shape[1:]) <= resolution:
+        return x_shape
+    height, width = (max(1, round(side * resolution / max(x_shape[1:]))) for side in x_shape[1:])
+    return (x_shape[0], height, width)
 
 
 class ChannelsLast(nn.Module):

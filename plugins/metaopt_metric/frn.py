@@ -61,4 +61,4 @@ class FRN(Learner):
     def _places(self, x: Tensor) -> Tensor:
         """Return the feature vectors of every place, (n, n_places, channels)."""
         assert isinstance(self.encoder, Encoder)
-        return self.encoder.maps(x).flatten(2).mT
+        return self.encoder.grid(x).flatten(2).mT

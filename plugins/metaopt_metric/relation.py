@@ -81,5 +81,5 @@ class RelationNet(Learner):
     def _maps(self, x: Tensor) -> Tensor:
         """Return features on their grid, (n, channels, height, width)."""
         encoder = cast(Encoder, self.encoder)
-        maps: Tensor = encoder(x)[:, :, None, None] if encoder.map_shape is None else encoder.maps(x)
+        maps: Tensor = encoder(x)[:, :, None, None] if encoder.map_shape is None else encoder.grid(x)
         return maps

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from metaopt.errors import UserError
-from metaopt.nn import ChannelsLast, Encoder, class_means, descend, squared_distances
+from metaopt.nn import ChannelsLast, Encoder, class_means, descend, reduced, squared_distances
 
 SEED = st.integers(0, 2**32)
 SIZE = st.integers(1, 6)
@@ -183,6 +183,39 @@ def test_an_encoder_in_bfloat16_gives_what_its_rounded_weights_give_as_float32_a
     assert not torch.equal(features, exact)
     torch.testing.assert_close(features, exact, atol=0.05, rtol=0.05)
     assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
+
+
+class Places(Encoder):
+    """The pixels that come in."""
+
+    def __init__(self, x_shape: tuple[int, ...]) -> None:
+        super().__init__(x_shape, None)
+        self.map_shape = x_shape[0], x_shape[1], x_shape[2]
+
+    def maps(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_an_encoder_of_a_resolution_is_given_the_mean_of_the_pixels_that_become_one() -> None:
+    x = torch.rand(2, 3, 8, 4)
+    encoder = Places((3, 4, 2))
+    encoder.resolution = 4
+    means = x.view(2, 3, 4, 2, 2, 2).mean((3, 5))
+    torch.testing.assert_close(encoder.grid(x), means)
+    torch.testing.assert_close(encoder(x), means.flatten(1))
+    together = vmap(encoder)(x[None].expand(3, -1, -1, -1, -1))
+    torch.testing.assert_close(together, means.flatten(1).expand(3, -1, -1))
+
+
+def test_pictures_are_made_smaller_and_never_larger_and_keep_their_form() -> None:
+    assert reduced((1, 40, 20), 10) == (1, 10, 5)
+    assert reduced((1, 40, 1), 10) == (1, 10, 1)
+    assert reduced((1, 8, 8), 10) == (1, 8, 8)
+    assert reduced((40,), 10) == (40,)
+    assert reduced((1, 40, 20), None) == (1, 40, 20)
 
 
 def test_gradients_reach_through_bfloat16_by_vmap_too() -> None:

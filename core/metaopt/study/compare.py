@@ -12,7 +12,7 @@ from metaopt.study import leaderboard, model
 from metaopt.study.statistics import LEVEL, holm, paired
 from metaopt.task import Pool
 
-TRAINING = ("train_way", "train_shot", "train_query", "train_within", "train_same_source", "train_turns")
+TRAINING = ("train_way", "train_shot", "train_query", "train_within", "train_same_source", "train_turns", "resolution")
 """Keys of `tasks:` that say how learners were meta-trained, and may differ."""
 
 

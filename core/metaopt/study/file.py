@@ -35,6 +35,7 @@ TASK_KEYS = (
     "train_within",
     "train_same_source",
     "train_turns",
+    "resolution",
 )
 KEYS = (
     "name",
@@ -90,15 +91,22 @@ class Tasks:
     train_within: float
     train_same_source: float
     train_turns: bool
+    resolution: int
     searched: Section = field(default_factory=dict)
-    """Of the six before it, those that trials choose, and their ranges; they have the default of these."""
+    """Of the seven before it, those that trials choose, and their ranges; they have the default of these."""
 
     @property
     def drawing(self) -> Drawing:
         """How train tasks are drawn by default, of a range of shots the most."""
         shot = self.train_shot[1] if isinstance(self.train_shot, tuple) else self.train_shot
         return Drawing(
-            self.train_way, shot, self.train_query, self.train_within, self.train_same_source, self.train_turns
+            self.train_way,
+            shot,
+            self.train_query,
+            self.train_within,
+            self.train_same_source,
+            self.resolution,
+            self.train_turns,
         )
 
     def specs(self, sampler: TaskSampler) -> tuple[TaskSpec, TaskSpec]:
@@ -562,6 +570,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
             if other:
                 tasks.fail("train_turns", "examples can take turns where each class of a task has as many, and not "
                            f"with this tasks.{key}; leave one of the two out")  # fmt: skip
+    as_given = Drawing().resolution
     given = {key: tasks.raw[key] for key in settings if key in tasks.raw}
     config = {key: _fixed(parameter) for key, parameter in _narrowed(tasks, cls.Config, given).items()}
     return Tasks(
@@ -580,6 +589,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         train_within=train_within,
         train_same_source=train_same_source,
         train_turns=_drawn(searched, "train_turns", False) if "train_turns" in searched else train_turns,
+        resolution=_drawn(searched, "resolution", as_given) or tasks.get("resolution", _whole(8), as_given),
         searched=searched,
     )
 

@@ -19,6 +19,8 @@ Params = dict[str, Any]
 Section = Mapping[str, tune.Parameter]
 TURNS = "tasks.train_turns"
 """The parameter of learners with a `from_features` alone."""
+RESOLUTION = "tasks.resolution"
+"""The parameter of all learners that train an encoder."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Drawing:
     """The share of train tasks whose classes all come from one group."""
     train_same_source: float = tune.real(0.0, 1.0, default=0.0)
     """The share of train tasks whose classes have their examples from the same sources, such as drawers."""
+    resolution: int = tune.integer(8, 1024, log=True, default=1024)
+    """Pixels a side at most that pictures have for the encoder, at meta-test, too: fewer give more tasks in a time."""
     train_turns: bool = tune.choice(False, True)
     """Whether each example of a train task takes its turn in the support set, for learners with `from_features`."""
 
@@ -113,7 +117,7 @@ class Space:
             *((name, cls.Config, self.encoders[name], encoding) for name, cls in self.encoder_classes.items()),
             ("outer", Outer, self.outer, trained),
             ("augment", Augment, self.augment, trained),
-            ("tasks", Drawing, self.tasks, [cls for cls in trained if cls.trains_on == "tasks"]),
+            ("tasks", Drawing, self.tasks, trained),
         ]
         found = []
         if len(self.encoders) > 1 and encoding:
@@ -123,7 +127,7 @@ class Space:
             declared = vars(self.drawing) if config is Drawing else vars(config())
             for name, parameter in given.items():
                 full = f"{owner}.{name}"
-                able = [cls for cls in used_by if full != TURNS or cls.takes_turns()]
+                able = [cls for cls in used_by if owner != "tasks" or name in self._of_tasks(cls)]
                 usual = {cls.name: parameter.nearest(cls.defaults.get(full, declared[name])) for cls in able}
                 if not isinstance(parameter, tune.Fixed) and usual:
                     when = dict(tune.conditions(config)[name])
@@ -189,11 +193,17 @@ class Space:
             _visit(params, "outer", Outer, self.outer, cls.defaults, decide)
             named = {name.removeprefix("augment.") for name in cls.defaults if name.startswith("augment.")}
             _visit(params, "augment", Augment, self.augment, cls.defaults, decide, named | self.augment.keys())
-        if cls.trains_on == "tasks":
-            defaults = {f"tasks.{name}": value for name, value in vars(self.drawing).items()} | dict(cls.defaults)
-            able = [name for name in self.tasks if f"tasks.{name}" != TURNS or cls.takes_turns()]
-            _visit(params, "tasks", Drawing, self.tasks, defaults, decide, able)
+        defaults = {f"tasks.{name}": value for name, value in vars(self.drawing).items()} | dict(cls.defaults)
+        _visit(params, "tasks", Drawing, self.tasks, defaults, decide, self._of_tasks(cls))
         return params
+
+    def _of_tasks(self, cls: type[Learner]) -> list[str]:
+        """Return what of the searched drawing of tasks a learner has use for."""
+        useful = {
+            RESOLUTION: cls.uses_encoder and cls.trains_on != "nothing",
+            TURNS: cls.trains_on == "tasks" and cls.takes_turns(),
+        }
+        return [name for name in self.tasks if useful.get(f"tasks.{name}", cls.trains_on == "tasks")]
 
 
 def _one_of(sections: Mapping[str, Section]) -> tune.Parameter:

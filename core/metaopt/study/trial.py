@@ -20,11 +20,11 @@ from metaopt.errors import TrialError, UserError, of_disk
 from metaopt.executor import Executor, Loop, choose, trainable
 from metaopt.files import whole
 from metaopt.learner import Gradients, Learner
-from metaopt.nn import Encoder
+from metaopt.nn import Encoder, reduced
 from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
-from metaopt.study.space import TURNS, Params, Space, section
+from metaopt.study.space import RESOLUTION, TURNS, Drawing, Params, Space, section
 from metaopt.study.statistics import looks_at
 from metaopt.task import Pool, TaskSampler, TaskSpec
 from metaopt.train import Budget, Outer, Scores, Training, draw_batch, meta_test, meta_train
@@ -187,13 +187,23 @@ class Bench:
             objective.check(self.spec)
         if any(objective.fits_temperature for objective in (self.objective, *self.others)):
             self.sampler.check("train", self.spec)
+        self._check_pipelines()
+
+    def _check_pipelines(self) -> None:
+        """Raise UserError where augmentation, resolution, encoder or precision do not suit the examples."""
         space = self.study.space
         for strengths in tune.extremes(space.augment):
             Augment(**strengths).check(self.spec.x_shape)
+        sizes = [{RESOLUTION: size["resolution"]} for size in tune.extremes(space.tasks) if "resolution" in size]
+        if (sizes or space.drawing.resolution < Drawing().resolution) and len(self.spec.x_shape) != 3:
+            raise UserError(
+                f"tasks.resolution is for pictures and the examples have shape {self.spec.x_shape}; leave it out"
+            )
         for learner in space.learners:
             for encoder in space.encoders:
                 try:
-                    self.build(space.default(learner, encoder), seed=0)
+                    for size in sizes or [{}]:
+                        self.build(space.default(learner, encoder) | size, seed=0)
                 except UserError:
                     raise
                 except Exception:  # its trials will fail and say why
@@ -447,8 +457,9 @@ def assembled(space: Space, spec: TaskSpec, params: Params, seed: int) -> Learne
         if cls.uses_encoder:
             encoder_class = space.encoder_classes[params["encoder"]]
             config = encoder_class.Config(**section(params, params["encoder"]))
-            encoder = encoder_class(spec.x_shape, config)
-            encoder.precision = space.precision
+            resolution = params.get(RESOLUTION, space.drawing.resolution)
+            encoder = encoder_class(reduced(spec.x_shape, resolution), config)
+            encoder.precision, encoder.resolution = space.precision, resolution
         learner = cls(spec, encoder, cls.Config(**section(params, params["learner"])))
     learner.augment = Augment(**section(params, "augment"))
     learner.turns = cls.takes_turns() and params.get(TURNS, space.drawing.train_turns)

@@ -167,6 +167,7 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
             "unequal": False,
             "stream": False, "train_way": 5, "train_shot": 2,
             "train_query": 15, "train_within": 0.0, "train_same_source": 0.0, "train_turns": False,
+            "resolution": 1024,
             **vars(REGISTRY.task_sampler("glyphs").Config()),
         },
         "learners": {
@@ -745,6 +746,8 @@ def test_a_range_of_train_ways_is_searched_and_survives_its_own_file() -> None:
         ("train_same_source: {low: 0, high: 1}", "protonet", "does not know the sources"),
         ("train_turns: [false, true], n_shot: 2, stream: true", "mann", "not with this tasks.stream"),
         ("train_turns: true, n_shot: [1, 2], unequal: true", "protonet", "not with this tasks.unequal"),
+        ("resolution: 7", "protonet", "tasks.resolution: 7 is not a whole number of 8 or more"),
+        ("resolution: [4, 20]", "protonet", "4 is outside the declared range"),
     ],
 )
 def test_ranges_of_train_tasks_that_make_no_sense_are_refused(tasks: str, learners: str, message: str) -> None:

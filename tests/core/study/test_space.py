@@ -239,6 +239,14 @@ def test_how_train_tasks_are_drawn_is_chosen_only_where_the_study_gives_ranges()
     assert seen == {1, 2, 3}
 
 
+def test_a_searched_resolution_is_chosen_for_every_learner_that_trains_an_encoder() -> None:
+    space = space_of(ALL.replace("n_shot: 1}", "n_shot: 1, resolution: [28, 20]}"))
+    found = {learner: space.default(learner).get("tasks.resolution") for learner in space.learners}
+    assert found == {"protonet": 28, "maml": 28, "reptile": 28, "pretrain": 28, "pixels": None}
+    described = next(entry for entry in space.described() if entry["name"] == "tasks.resolution")
+    assert described["defaults"].keys() == {"protonet", "maml", "reptile", "pretrain"}
+
+
 def test_what_is_searched_is_described_with_each_learners_default_and_its_condition() -> None:
     found = {entry["name"]: entry for entry in space_of(ALL).described()}
     assert found["maml.inner_lr"]["defaults"] == {"maml": 0.1}

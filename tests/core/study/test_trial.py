@@ -464,6 +464,42 @@ def test_a_bench_is_rebuilt_in_another_process_as_it_was(registry: plugins.Regis
     assert timeless(again.run(job)) == timeless(bench.run(job))
 
 
+# Resolution
+
+
+def of_pictures(sampler: str, encoder: dict[str, Any], **tasks: Any) -> Bench:
+    raw = {
+        "name": "s",
+        "tasks": {"sampler": sampler, "n_way": 3, "n_shot": 1, "n_query": 3, **tasks},
+        "learners": {"protonet": {}, "frn": {}} if sampler == "glyphs" else {"protonet": {}},
+        "encoder": encoder,
+        "budget": {"tasks": 4},
+    }
+    registry = plugins.load()
+    return Bench(resolve(raw, "s.yaml", registry), registry, CPU)
+
+
+@pytest.mark.parametrize("learner", ["protonet", "frn"])
+def test_a_trial_at_a_lower_resolution_is_one_on_pictures_made_smaller(learner: str) -> None:
+    pools = {"train_classes": 10, "validation_classes": 6, "test_classes": 5, "examples": 6}
+    bench = of_pictures("glyphs", {"conv4": {"width": 8}}, resolution=[32, 16], size=32, **pools)
+    bench.check()
+    full = bench.study.space.default(learner)
+    assert full["tasks.resolution"] == 32
+    for resolution, grid in ((16, (8, 1, 1)), (32, (8, 2, 2))):
+        params = full | {"tasks.resolution": resolution}
+        assert bench.build(params, seed=0).encoder.map_shape == grid
+        done = bench.run(Job(0, params, 1, Budget(tasks=4), "validation", "search", 20))
+        assert done.result.state == "complete", done.result.reason
+
+
+def test_a_resolution_that_no_encoder_can_halve_or_of_no_pictures_is_refused_before_any_trial() -> None:
+    with pytest.raises(UserError, match=r"halves a picture 4 times: .8, 8. pixels are too few"):
+        of_pictures("glyphs", {"conv4": {"width": 8}}, resolution=[8, 28]).check()
+    with pytest.raises(UserError, match=r"tasks\.resolution is for pictures and the examples have shape \(4,\)"):
+        of_pictures("gaussian", {"mlp": {}}, features=4, resolution=16).check()
+
+
 # Precision
 
 
