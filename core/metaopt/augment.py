@@ -1,8 +1,8 @@
 """Augmentation of tasks: more classes and more examples than there are, made while meta-training.
 
-What is done to a class as a whole (turns, slant, stretch) makes it another class, so it is the same for its support and
-query examples; what is done to an example (jitter, elastic noise, stroke width) leaves its class what it is, so it is
-drawn for each. Every part is off by default; a study searches those that it names under `augment:`.
+What is done to a class as a whole (joining, turns, slant, stretch) makes it another class, so it is the same for its
+support and query examples; what is done to an example (jitter, elastic noise, stroke width) leaves its class what it
+is, so it is drawn for each. Every part is off by default; a study searches those that it names under `augment:`.
 """
 
 import math
@@ -12,14 +12,14 @@ from functools import cache
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate
 
 from metaopt import tune
 from metaopt.errors import UserError
 from metaopt.task import Examples, TaskBatch
 
 GRID = 6  # nodes along a side, between which elastic noise is smooth
-PICTURES = ("turn", "slant", "stretch", "rotate", "scale", "shift", "elastic", "stroke")
+PICTURES = ("join", "turn", "slant", "stretch", "rotate", "scale", "shift", "elastic", "stroke")
 """The fields that only pictures have use for, while meta-training."""
 DIHEDRAL = 8  # quarter turns, each mirrored or not
 
@@ -32,6 +32,9 @@ class Augment:
     in from beyond a picture's border is 0. Noise, dropout and copies are for vectors, too, all else for pictures alone.
     """
 
+    join: float = tune.real(0.0, 1.0, default=0.0)
+    """The share of tasks whose classes are joined in a ring, each with the next: two pictures side by side, or one
+    above the other, are one of a new class."""
     turn: str = tune.choice("none", "task", "class")
     """Turns all classes of a task alike by a multiple of 90°, mirrored or not, or each class by one of its own."""
     slant: float = tune.real(0.0, 0.5, default=0.0)
@@ -89,6 +92,8 @@ class Augment:
             return replace(batch, query_x=queries.view_as(batch.query_x))
         x = torch.cat([batch.support_x, batch.query_x], 1)  # (n_tasks, n, *x_shape)
         n_tasks, n_support = batch.support_y.shape[:2]
+        if self.join and x.ndim == 5 and batch.support_y.ndim == 2:
+            x = torch.cat([*_joined(batch, self.join, generator)], 1)
         if self.turn != "none" and x.ndim == 5 and batch.support_y.ndim == 2:
             y = torch.cat([batch.support_y, batch.query_y], 1)  # (n_tasks, n)
             n_way = int(y.max()) + 1 if self.turn == "class" else 1
@@ -196,6 +201,40 @@ def _common(n_tasks: int, slant: float, stretch: float, generator: Generator) ->
     if stretch:
         maps = maps * (stretch * torch.randn(n_tasks, 2, 1, generator=generator)).exp()
     return maps
+
+
+def _joined(batch: TaskBatch, share: float, generator: Generator) -> Iterator[Tensor]:
+    """Yield support and query pictures (n_tasks, n, channels, height, width), in a share of tasks those of two classes.
+
+    The k-th picture of a class is joined with the k-th of the class after it in the ring.
+    """
+    n_tasks, n_way = len(batch.support_y), int(batch.support_y.max()) + 1
+    chosen, across = torch.rand(2, n_tasks, generator=generator) < torch.tensor([[share], [0.5]])
+    ring = torch.rand(n_tasks, n_way, generator=generator).argsort(1)
+    after = torch.empty_like(ring).scatter_(1, ring, ring.roll(1, 1)).to(batch.support_y.device)  # (n_tasks, n_way)
+    for x, y in ((batch.support_x, batch.support_y), (batch.query_x, batch.query_y)):
+        result = x.clone()
+        for task in torch.nonzero(chosen).flatten().tolist():
+            pair = torch.stack([x[task], x[task][_like(y[task], after[task])]])  # (2, n, channels, height, width)
+            height, width = x.shape[3:]
+            sides = ((height, width // 2), (height, width - width // 2))
+            if not across[task]:
+                sides = ((height // 2, width), (height - height // 2, width))
+            parts = [adaptive_avg_pool2d(part, side) for part, side in zip(pair, sides, strict=True)]
+            result[task] = torch.cat(parts, 3 if across[task] else 2)
+        yield result
+
+
+def _like(y: Tensor, after: Tensor) -> Tensor:
+    """Return for each of the examples with labels y (n,) the place of one of the class after its own, (n,).
+
+    The k-th of its class is given the k-th, counted anew from the first where there are fewer.
+    """
+    is_of = y[:, None] == torch.arange(len(after), device=y.device)  # (n, n_way)
+    rank = is_of.long().cumsum(0)[torch.arange(len(y)), y] - 1
+    places = is_of.long().sort(stable=True, dim=0, descending=True).indices  # (n, n_way), those of a class first
+    like: Tensor = places[rank % is_of.sum(0)[after[y]], after[y]]
+    return like
 
 
 def turned(x: Tensor, turn: int) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, interpolate, max_pool2d
 
-from metaopt.augment import DIHEDRAL, GRID, PICTURES, Augment, _basis, _dilated
+from metaopt.augment import DIHEDRAL, GRID, PICTURES, Augment, _basis, _dilated, _like
 from metaopt.errors import UserError
 from metaopt.task import Examples, TaskBatch
 from metaopt.tune import declared, extremes
@@ -202,6 +202,31 @@ def test_copies_are_jittered_in_each_turn_but_for_the_first() -> None:
     assert len(views) == 12
     same = [any(torch.equal(view.support_x, turn.support_x) for turn in turns) for view in views]
     assert same == [True, False, False] * 4
+
+
+def test_joined_classes_are_halves_of_two_and_stay_apart() -> None:
+    n_way, side = 4, 6
+    y = torch.tensor([[0, 1, 2, 3, 3, 2, 1, 0]])
+    x = torch.rand(1, 8, 1, 1, 1, generator=Generator().manual_seed(0)).expand(1, 8, 1, side, side)
+    batch = TaskBatch(x, y, x[:, :4], y[:, :4])
+    for seed in range(8):
+        joined = Augment(join=1.0).batch(batch, Generator().manual_seed(seed))
+        assert torch.equal(joined.support_y, y)
+        for pictures, alone, labels in ((joined.support_x, x, y), (joined.query_x, x[:, :4], y[:, :4])):
+            first, last = pictures[0, :, 0, 0, 0], pictures[0, :, 0, -1, -1]
+            assert torch.equal(first, alone[0, :, 0, 0, 0]), "the first half is its own"
+            after = {}
+            for place, value in enumerate(last):
+                partner = int(torch.nonzero(alone[0, :, 0, 0, 0] == value))
+                after.setdefault(int(labels[0, place]), set()).add(int(labels[0, partner]))
+            assert {min(classes) for classes in after.values()} == {*range(n_way)}, "each is the second of one"
+            assert all(len(classes) == 1 and own not in classes for own, classes in after.items())
+    assert not torch.equal(Augment(join=0.5).batch(tasks(), Generator().manual_seed(1)).support_x, tasks().support_x)
+
+
+def test_the_kth_picture_of_a_class_is_joined_with_the_kth_of_the_next() -> None:
+    y = torch.tensor([0, 1, 0, 1, 1, 2])
+    assert _like(y, torch.tensor([1, 2, 0])).tolist() == [1, 5, 3, 5, 5, 0]
 
 
 # Refusals
