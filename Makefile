@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -30,6 +30,7 @@ help:
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
+	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
@@ -91,6 +92,9 @@ reproduce: .venv/metaopt
 
 challenge: .venv/metaopt
 	$(BIN)/python docs/challenge.py
+
+ladder: .venv/metaopt
+	$(BIN)/python docs/ladder.py
 
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py

@@ -1,7 +1,7 @@
 """Fill the README's marked blocks with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge, a command, or a
+learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder, a command, or a
 source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
@@ -22,7 +22,7 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)",
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)",
     re.DOTALL,
 )
 
@@ -122,6 +122,22 @@ def challenge(name: str) -> str:
     return _table(rows, left={0, 2}) + "".join(means)
 
 
+def ladder(name: str) -> str:
+    """Return a table of what docs/ladder.py found: each part's worth, removed from the whole and added to nothing."""
+    rows = {(row["part"], row["way"]): row for row in _board(name)["rows"]}
+
+    def cells(part: str, way: str) -> tuple[str, str]:
+        row = rows[part, way]
+        return f"{100 * row['error']:.1f}", f"{100 * row['difference']:+.1f} ± {100 * row['ci95']:.1f}"
+
+    table = [("part", "without it", "than the whole", "it alone", "than without any")]
+    parts = [part for part, way in rows if way == "removed"]
+    parts.sort(key=lambda part: -float(rows[part, "removed"]["difference"]))
+    table += [(part, *cells(part, "removed"), *cells(part, "added")) for part in parts]
+    whole, bare = (f"{100 * rows[key]['error']:.1f}" for key in (("all", "whole"), ("none", "bare")))
+    return f"% errors of the whole: {whole}; without any of its parts: {bare}\n" + _table(table, left={0})
+
+
 def _rounded(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1g}"
 
@@ -160,6 +176,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "search": search,
     "figures": figures,
     "challenge": challenge,
+    "ladder": ladder,
     "command": command,
     "source": source,
 }
