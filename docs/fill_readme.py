@@ -1,8 +1,8 @@
 """Fill the README's marked blocks with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder, a command, or a
-source file.
+learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder, a
+command, or a source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
