@@ -239,6 +239,8 @@ def _model_arguments(commands: Any) -> None:
     evaluate.add_argument("model", type=Path, metavar="DIR", help="a run folder, or the folder `best` of one")
     evaluate.add_argument("--tasks", type=_count, default=1000, metavar="N", help="test tasks (default: 1000)")
     evaluate.add_argument("--seed", type=int, default=1, metavar="N", help="which test tasks (default: 1)")
+    evaluate.add_argument("--way", type=_count, metavar="N", help="classes of a task, if not the study's number")
+    evaluate.add_argument("--shot", type=_count, metavar="N", help="support examples a class, likewise")
     evaluate.add_argument("--on", metavar="NAME", help="the fixed tasks of this name instead: omniglot-challenge")
     _device(evaluate)
     _json(evaluate)
@@ -662,6 +664,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     registry = plugins.load()
     learner, bench, config = model.load_with_bench(options.model, registry, _torch_device(options.device))
     if options.on:
+        if options.way or options.shot:
+            raise UserError(f"--on: the tasks of {options.on} have sizes of their own; leave out --way and --shot")
         about = {"model": str(options.model), "study": bench.study.name, "learner": learner.name}
         found = about | benchmark.evaluate(learner, bench, registry, options.on)
         found["transductive"] = config["transductive"]
@@ -669,14 +673,19 @@ def _evaluate(options: argparse.Namespace) -> int:
         _print_json(found) if options.json else terminal.show_error(found)
         return 0
     bench.check()
+    if sized := options.way is not None or options.shot is not None:
+        bench.resize(learner, options.way, options.shot)
     scores = bench.decided(bench.score(learner, "test", f"evaluate {options.seed}", options.tasks))
-    tested.note(options.model, f"evaluate --seed {options.seed}", trial=config["trial"], tasks=options.tasks)
+    sizes = f" --way {bench.spec.n_way} --shot {bench.spec.n_shot}" if sized else ""
+    tested.note(options.model, f"evaluate --seed {options.seed}{sizes}", trial=config["trial"], tasks=options.tasks)
     found = {
         "model": str(options.model),
         "study": bench.study.name,
         "learner": config["params"]["learner"],
         "objective": bench.study.objective,
         "pool": "test",
+        "n_way": bench.spec.n_way,
+        "n_shot": bench.spec.n_shot,
         "transductive": config["transductive"],
         "mean": scores.mean,
         "ci95": scores.ci95,
@@ -686,7 +695,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     }
     if presented := stream.by_presentation(learner, bench, "test", f"evaluate {options.seed}", options.tasks):
         found["presentations"] = presented
-    _print_json(found) if options.json else terminal.show_scores(found)
+    _print_json(found) if options.json else terminal.show_scores(found, sized=sized)
     return 0
 
 

@@ -290,13 +290,14 @@ def _finalists(board: Mapping[str, Any]) -> Table:
     return table
 
 
-def show_scores(found: Mapping[str, Any]) -> None:
-    """Print the scores of a saved model."""
+def show_scores(found: Mapping[str, Any], *, sized: bool = False) -> None:
+    """Print the scores of a saved model; with `sized`, the sizes of the tasks, which are not its study's."""
     kind = "transductive" if found["transductive"] else "inductive"
     odd = f", {found['not_finite']} of them not finite" if found["not_finite"] else ""
+    sizes = f"{found['n_way']}-way {found['n_shot']}-shot " if sized else ""
     console().print(
         f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
-        f"{found['tasks']} fresh {found['pool']} tasks{odd}, {kind}"
+        f"{found['tasks']} fresh {sizes}{found['pool']} tasks{odd}, {kind}"
     )
     presented = [one for one in found.get("presentations", ()) if one["presentation"] in PRESENTATIONS]
     if presented:

@@ -410,6 +410,23 @@ def test_a_winner_is_scored_again_on_tasks_that_the_seed_names(run: Run, finishe
     assert re.match(rf"{found['learner']}: accuracy 0\.\d{{4}} ± .* on 15 fresh test tasks, inductive$", out.strip())
 
 
+def test_a_winner_is_scored_on_tasks_of_other_sizes(run: Run, finished: Path) -> None:
+    best = str(finished / "best")
+    asked = ("evaluate", best, "--tasks", "15")
+    usual = json.loads(run(*asked, "--json")[1])
+    easier = json.loads(run(*asked, "--way", "2", "--shot", "2", "--json")[1])
+    assert (easier["n_way"], easier["n_shot"]) == (2, 2)
+    assert easier["mean"] > usual["mean"]
+    assert json.loads(run(*asked, "--way", str(usual["n_way"]), "--json")[1]) == usual
+    assert "on 15 fresh 2-way 2-shot test tasks" in run(*asked, "--way", "2", "--shot", "2")[1]
+    refused(run(*asked, "--way", "1"), "--way: 1 class leaves nothing to tell apart; give 2 or more")
+    refused(run(*asked, "--way", "99"), "99-way tasks need 99 classes")
+    refused(
+        run(*asked, "--way", "2", "--on", "omniglot-challenge"),
+        "--on: the tasks of omniglot-challenge have sizes of their own",
+    )
+
+
 def test_a_winner_is_scored_on_fixed_tasks_as_an_error_with_its_interval(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:

@@ -262,6 +262,27 @@ class Bench:
             same_source=chosen.get("train_same_source", spec.same_source),
         )
 
+    def resize(self, learner: Learner, n_way: int | None, n_shot: int | None) -> None:
+        """Give the tasks that a learner is scored on other sizes. Raises UserError where learner or pool forbid it."""
+        spec = self.spec
+        if n_way is not None and n_way != spec.n_way:
+            if spec.kind != "classification":
+                raise UserError("--way: regression tasks have no classes; leave it out")
+            if not learner.any_way:
+                raise UserError(
+                    f"--way: {learner.name} learns a fixed number of ways, here {spec.n_way}; leave it out, or train "
+                    f"it with tasks.n_way {n_way}"
+                )
+            spec = replace(spec, n_way=n_way)
+        if n_shot is not None and spec.description_shape:
+            raise UserError("--shot: a support set holds one description of each class; leave it out")
+        if n_shot is not None:
+            spec = replace(spec, n_shot=n_shot, least_shot=0, unequal=False)
+        if spec.n_way < 2 and spec.kind == "classification":
+            raise UserError("--way: 1 class leaves nothing to tell apart; give 2 or more")
+        self.sampler.check("test", spec)
+        self.spec = spec
+
     def score(
         self,
         learner: Learner,
