@@ -4,10 +4,10 @@
 
 Every contender of a row runs in a process of its own, on the same tasks and from the same weights, and they take turns,
 A B A B. First their gradients (or predictions) are compared in float64; a row whose contenders differ is an error. Then
-each turn runs as many steps as take half a second; numbers are medians over turns of CPU time (`--clock wall` for the
-other; both are in the JSON file), and the ratio is that of the fastest peer's to metaopt's. `peak` is the share of the
-float32 matmul peak of a core, measured in the same run, of the floating-point operations that the textbook network
-needs, as torch counts them for the first peer. `MB` is what a contender's process had resident at most.
+each turn runs as many steps as take half a second; numbers are medians over turns of CPU time, and the ratio is that of
+the fastest peer's to metaopt's; `wall` is the same ratio by the wall clock. `peak` is the share of the float32 matmul
+peak of a core, measured in the same run, of the floating-point operations that the textbook network needs, as torch
+counts them for the first peer. `MB` is what a contender's process had resident at most.
 
 metaopt's steps are those of `metaopt study run`: `Learner.outer_step` or `train.predictions_of` under the executor that
 a study takes. With pictures a step has 4 tasks, a study's default; more would change nothing, as all go task by task.
@@ -556,33 +556,30 @@ def compare(row: Row, contenders: Sequence[Contender], root: Path) -> float:
     return worst
 
 
-def table(measured: Mapping[str, Any], clock: str = "cpu") -> str:
-    """Return a table of what was measured; docs/fill_readme.py puts it into benchmarks/README.md."""
-    header = (
-        f"{'tasks a second of ' + clock + ' time':<36} {'metaopt':>8} {'peer':>8} {'':<11} {'ratio':>5} "
-        f"{'target':>6} {'peak':>4} {'peer':>4} {'MB':>5} {'peer':>5}"
+HEADER = (
+    f"{'tasks a second':<38} {'metaopt':>8} {'peer':>8} {'':<11} {'ratio':>5} {'wall':>5} {'target':>6} {'peak':>5} "
+    f"{'peer':>5} {'MB':>5} {'peer':>5}"
+)
+
+
+def line(result: Mapping[str, Any], peak: float) -> str:
+    """Return a row beside its fastest peer."""
+    mine = result["contenders"]["metaopt"]
+    others = {name: one for name, one in result["contenders"].items() if name != "metaopt"}
+    best = min(others, key=lambda name: others[name]["cpu"])
+    rates = [result["tasks"] / one["cpu"] for one in (mine, others[best])]
+    shares = [result["flops"] / one["cpu"] / peak for one in (mine, others[best])]
+    return (
+        f"{result['row']:<38} {rates[0]:>8,.1f} {rates[1]:>8,.1f} {best:<11} {rates[0] / rates[1]:>5.2f} "
+        f"{min(one['wall'] for one in others.values()) / mine['wall']:>5.2f} {result['target']:>6} {shares[0]:>5.0%} "
+        f"{shares[1]:>5.0%} {mine['megabytes']:>5.0f} {others[best]['megabytes']:>5.0f}"
     )
-    lines = [header]
-    for result in measured["rows"]:
-        mine = result["contenders"]["metaopt"]
-        others = {name: one for name, one in result["contenders"].items() if name != "metaopt"}
-        best = min(others, key=lambda name: others[name][clock])
-        share = [result["flops"] / one["cpu"] / measured["peak"] for one in (mine, others[best])]
-        rate = [result["tasks"] / one[clock] for one in (mine, others[best])]
-        lines.append(
-            f"{result['row']:<36} {rate[0]:>8,.1f} {rate[1]:>8,.1f} {best:<11} {rate[0] / rate[1]:>5.2f} "
-            f"{result['target']:>6} {share[0]:>4.0%} {share[1]:>4.0%} {mine['megabytes']:>5.0f} "
-            f"{others[best]['megabytes']:>5.0f}"
-        )
-    lines.append(f"a core's float32 matmul peak: {measured['peak'] / 1e9:.0f} GFLOP/s of CPU time")
-    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure metaopt beside its peers.")
     parser.add_argument("rows", nargs="*", help="parts of names of rows; all if none")
     parser.add_argument("--json", type=Path, help="where all that was measured is written")
-    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="of the table")
     parser.add_argument("--turns", type=int, default=TURNS, help="of each contender, %(default)s if not said")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn, %(default)s if not said")
     parser.add_argument("--work", nargs=3, metavar=("ROW", "CONTENDER", "PICTURES"), help=argparse.SUPPRESS)
@@ -595,17 +592,17 @@ def main() -> None:
     if not chosen:
         parser.error(f"no row is called so; there are: {'; '.join(ROWS)}")
     whole: dict[str, Any] = {"peak": matmul_peak(), "torch": torch.__version__, "rows": []}
+    print(HEADER)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "pictures"
         if any(row.data for row in chosen):
             write_pictures(Glyphs(Glyphs.Config(train_classes=N_CLASSES, size=OMNIGLOT)).pools["train"], root)
         for row in chosen:
             whole["rows"].append(measure(row, arguments.seconds, arguments.turns, root))
-            print(table({**whole, "rows": whole["rows"][-1:]}, arguments.clock).splitlines()[1], flush=True)
+            print(line(whole["rows"][-1], whole["peak"]), flush=True)
             if arguments.json:  # after each row, as all of them take long
                 arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    print()
-    print(table(whole, arguments.clock))
+    print(f"a core's float32 matmul peak: {whole['peak'] / 1e9:.0f} GFLOP/s of CPU time")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ class ConvBlock(nn.Sequential):
 
     It holds torch's own layers in the textbook's order, and equals them in all derivatives. What differs: pictures lie
     in memory with the channels last, in which max-pooling is some ten times faster; a first layer, of a few channels,
-    is one matrix product of patches; where it is pooled, its statistics come from the moments of the patches, which are
-    far fewer numbers than what it gives; and max-pooling, which commutes with what does not fall, comes before the
-    normalisation's scale and shift, the bias and ReLU, for which that leaves a quarter of the work. A channel whose
-    scale is negative is convolved with the opposite weights.
+    is one matrix product of patches, and its statistics come from the moments of the patches, which are far fewer
+    numbers than what it gives, so that without pooling the normalisation is part of the product; and max-pooling,
+    which commutes with what does not fall, comes before the normalisation's scale and shift, the bias and ReLU, for
+    which that leaves a quarter of the work. A channel whose scale is negative is convolved with the opposite weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _moments_of_product(patches: Tensor, columns: Tensor, bias: Tensor, norm: nn
 
 
 class _AsVmapAsks(Function):
-    """The identity; under `vmap`, where torch 2.13 has no group normalisation for channels last, a copy without them."""
+    """The identity; under `vmap` a copy with channels first, as torch 2.13 has no group normalisation for others."""
 
     @staticmethod
     def forward(maps: Tensor) -> Tensor:
