@@ -82,7 +82,8 @@ def _first(x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None) -> 
     patches, columns, height, width = _patches(x, conv)
     bias = conv.bias
     assert bias is not None
-    rows, _ = _apply(_PoolOfProduct, patches, columns * sign, height, width)
+    lower = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    rows, _ = _apply(_PoolOfProduct, patches.to(lower), (columns * sign).to(lower), height, width)
     maps = rows.unflatten(1, (height // 2, width // 2)).permute(0, 3, 1, 2)
     if norm is None:
         return maps, bias, bias
@@ -101,20 +102,22 @@ class _OfProduct(NamedTuple):
 
 def _moments_of_product(patches: Tensor, columns: Tensor, bias: Tensor, norm: nn.Module) -> _OfProduct:
     """Return what a normalisation needs to know of a product: moments of the patches, seen through the columns."""
-    centres = patches.mean(2)  # (n, n_in * size²)
-    if isinstance(norm, nn.BatchNorm2d):
-        centre = centres.mean(0)
-        off = patches - centre[:, None]
-        covariance = (off @ off.mT).mean(0) / patches.shape[2]
-        of_channel = centre @ columns + bias
-        return _OfProduct(centre[:, None], of_channel, of_channel, ((covariance @ columns) * columns).sum(0))
-    off = patches - centres[:, :, None]
-    covariances = off @ off.mT / patches.shape[2]  # (n, n_in * size², n_in * size²)
-    of_channel = centres @ columns + bias  # (n, n_out)
-    mean = of_channel.mean(1, keepdim=True)
-    within = covariances.flatten(1) @ (columns @ columns.T).flatten() / len(bias)  # (n,)
-    variance = within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
-    return _OfProduct(centres[:, :, None], of_channel, mean, variance)
+    with torch.autocast(patches.device.type, enabled=False):  # sums of many numbers
+        patches = patches.to(columns)
+        centres = patches.mean(2)  # (n, n_in * size²)
+        if isinstance(norm, nn.BatchNorm2d):
+            centre = centres.mean(0)
+            off = patches - centre[:, None]
+            covariance = (off @ off.mT).mean(0) / patches.shape[2]
+            of_channel = centre @ columns + bias
+            return _OfProduct(centre[:, None], of_channel, of_channel, ((covariance @ columns) * columns).sum(0))
+        off = patches - centres[:, :, None]
+        covariances = off @ off.mT / patches.shape[2]  # (n, n_in * size², n_in * size²)
+        of_channel = centres @ columns + bias  # (n, n_out)
+        mean = of_channel.mean(1, keepdim=True)
+        within = covariances.flatten(1) @ (columns @ columns.T).flatten() / len(bias)  # (n,)
+        variance = within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
+        return _OfProduct(centres[:, :, None], of_channel, mean, variance)
 
 
 class _AsVmapAsks(Function):
@@ -181,7 +184,8 @@ class _Moments(Function):
 
     @staticmethod
     def forward(maps: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        return maps.mean(over), maps.square().mean(over)
+        exact = torch.promote_types(maps.dtype, torch.float32)  # or bfloat16 would leave nothing of the variance
+        return maps.mean(over, dtype=exact), maps.square().mean(over, dtype=exact)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -194,7 +198,8 @@ class _Moments(Function):
         n = 1
         for dim in ctx.over:
             n *= maps.shape[dim]
-        return torch.addcmul(of_mean[..., None, None] / n, maps, of_squares[..., None, None] * (2 / n)), None
+        mean, squares = (of_mean / n).to(maps), (of_squares * (2 / n)).to(maps)
+        return torch.addcmul(mean[..., None, None], maps, squares[..., None, None]), None
 
 
 # A first layer with its pooling never holds all its maps. What is pooled is linear in the patches and in the columns,

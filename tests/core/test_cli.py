@@ -168,7 +168,13 @@ def test_the_leaderboard_has_what_the_contract_names(finished: Path) -> None:
 
 def test_options_overrule_the_study_file(run: Run) -> None:
     sets = ["tasks.n_way=2", "learners.protonet.distance=cosine", "evaluation.finalists=1"]
-    options = ["--trials=2", "--timeout=10m", "--seed=5", "--executor=loop", *(f"--set={override}" for override in sets)]
+    options = [
+        "--trials=2",
+        "--timeout=10m",
+        "--seed=5",
+        "--executor=loop",
+        *(f"--set={override}" for override in sets),
+    ]
     options += ["--output=there", "--quiet", "--json", "--device=cpu", "--workers=1", "--storage=sqlite:///trials.db"]
     code, out, err = run("study", "run", "tiny.yaml", *options)
     board = json.loads(out)
