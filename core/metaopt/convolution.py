@@ -58,7 +58,7 @@ class ConvBlock(nn.Sequential):
         return torch.addcmul(shift[..., None, None], maps, (scale * sign)[..., None, None]).relu()
 
 
-def _normalised_product(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
+def _normalised_product(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | nn.BatchNorm2d | None) -> Tensor:
     """Return a convolution of few channels, normalised, as one product with patches about their means.
 
     The normalisation's scale stands in the columns, its shift in one more of them beside patches of ones.
@@ -73,7 +73,7 @@ def _normalised_product(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> T
         shift = norm.bias + (moments.of_channel - moments.mean) * scale
     patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)  # (n, n_in * size² + 1, n_pixels)
     rows = patches.mT @ torch.cat([columns, shift[..., None, :]], -2)  # (n, n_pixels, n_out)
-    maps: Tensor = _apply(_AsVmapAsks, rows.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+    maps: Tensor = _apply(_AsVmapAsks, torch.unflatten(rows, 1, (height, width)).permute(0, 3, 1, 2))
     return maps
 
 
