@@ -398,7 +398,7 @@ ROWS = {
 
 def work(row: Row, contender: str, root: Path) -> None:
     """Answer a parent's lines, in JSON: "check FILE", "flops", or a number of steps to take."""
-    torch.set_num_threads(row.threads)
+    torch.set_num_threads(1)  # until clocks run: a child that is to check inherits no threads, and would wait for them
     if not row.evaluation:  # a study trains by hundreds of calls, and evaluates 600 tasks in 38 that it does not record
         executors.RECORD_AFTER = executors.RECORD_LOOP_AFTER = 2
     build = metaopt if contender == "metaopt" else row.peers[contender]
@@ -426,6 +426,7 @@ def work(row: Row, contender: str, root: Path) -> None:
                     step(batch)
                 answer = {"flops": counter.get_total_flops()}
             case [number]:
+                torch.set_num_threads(row.threads)
                 wall, cpu = time.perf_counter(), time.process_time()
                 for _ in range(int(number)):
                     run()
