@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-executors bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -16,7 +16,8 @@ help:
 	@echo "make readme     fill the README's blocks, write docs/reference.md from docstrings"
 	@echo "make screenshots take the README's pictures of a report and a terminal, five minutes; needs chromium"
 	@echo "make bench      set up, measure task sampling beside easyfsl's, and a folder of 100,000 pictures"
-	@echo "make bench-speed measure meta-training and evaluation beside four peers, ten minutes of an idle machine"
+	@echo "make bench-speed measure meta-training and evaluation beside four peers, 25 minutes of an idle machine"
+	@echo "make bench-executors measure each learner under each executor, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
@@ -118,6 +119,10 @@ build/peers/done: .venv/metaopt benchmarks/peers.sh
 
 bench-speed: build/peers/done
 	OMP_NUM_THREADS=1 build/peers/bin/python -W ignore benchmarks/speed.py --json docs/results/speed.json
+	$(BIN)/python docs/fill_readme.py
+
+bench-executors: .venv/metaopt
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/executors.py
 
 bench-share: .venv/metaopt
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/share.py quickstart --timeout 20m --trials 12

@@ -12,17 +12,15 @@ A peer that is not installed, or does not import, is left out and named: learn2l
 on Python 3.11, but from its source, by `python setup.py build_ext --inplace` with `cython<3`.
 """
 
-import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import import_torchvision
-from PIL import Image
+from peers import TURNS, Held, Task, easyfsl_tasks, import_torchvision, learn2learn_tasks, write_pictures
 
 from metaopt.executor import Loop
 from metaopt.learner import Gradients
@@ -34,7 +32,6 @@ from metaopt_tasks.glyphs import Glyphs
 from metaopt_tasks.images import Images
 
 SIZES = ((5, 1, 15), (20, 5, 15))
-TURNS = (0.0, 90.0, 180.0, 270.0)
 SECONDS, REPEATS = 0.5, 5
 TASKS_A_CALL = 16  # as meta-training draws them
 N_CLASSES, N_EXAMPLES = 1000, 20
@@ -55,7 +52,8 @@ def main() -> None:
             absent[name] = str(error)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["METAOPT_CACHE"] = str(Path(scratch) / "cache")
-        root = _write(pool, Path(scratch) / "pictures")
+        root = Path(scratch) / "pictures"
+        write_pictures(pool, root)
         print(f"{'':<10} {'tasks':<14} {'metaopt':>9}" + "".join(f"{name:>12} {'ratio':>6}" for name in peers))
         for case in ("memory", "rotations", "disk"):
             mine = metaopt(pool, case, root)
@@ -128,105 +126,34 @@ def metaopt(pool: ClassPool, case: str, root: Path) -> Callable[..., Draw]:
 
 
 def easyfsl(pool: ClassPool) -> Callable[..., Draw | None]:
-    """The data loader of easyfsl's README, in this process."""
-    from easyfsl.datasets import EasySet, FewShotDataset
-    from easyfsl.samplers import TaskSampler as Sampler
-    from torch.utils.data import DataLoader
-    from torch.utils.data import Sampler as Base
-    from torchvision import transforms
+    held = _labelled(pool)
 
-    pictures, labels = _labelled(pool)
-    Base.__init__ = lambda self, data_source=None: None  # easyfsl 1.5 passes what torch no longer takes
-
-    class Held(FewShotDataset):
-        def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
-            return pictures[item], labels[item]
-
-        def __len__(self) -> int:
-            return len(pictures)
-
-        def get_labels(self) -> list[int]:
-            return labels
-
-    def of_size(case: str, root: Path, n_way: int, n_shot: int, n_query: int) -> Draw | None:
-        if case == "rotations":
-            return None
-        data = Held()
-        if case == "disk":
-            folders = sorted(root.iterdir())
-            specs = root.with_suffix(".json")
-            roots = {"class_names": [f.name for f in folders], "class_roots": [str(f) for f in folders]}
-            specs.write_text(json.dumps(roots), encoding="utf-8")
-            read = transforms.Compose([transforms.Grayscale(), transforms.Resize((28, 28)), transforms.ToTensor()])
-            data = EasySet(specs, transform=read)
-        sampler = Sampler(data, n_way, n_shot, n_query, n_tasks=10**9)
-        loader = DataLoader(data, batch_sampler=sampler, num_workers=0, collate_fn=sampler.episodic_collate_fn)
-        return _one_by_one(iter(loader))
+    def of_size(case: str, root: Path, *size: int) -> Draw | None:
+        return None if case == "rotations" else _one_by_one(easyfsl_tasks(root if case == "disk" else held, *size))
 
     return of_size
 
 
 def learn2learn(pool: ClassPool) -> Callable[..., Draw | None]:
-    """The task data set of learn2learn's examples, with its own transforms; support and query are one tensor there."""
-    import learn2learn as l2l
-    from torch.utils.data import TensorDataset
-    from torchvision import datasets, transforms
+    held = _labelled(pool)
 
-    pictures, labels = _labelled(pool)
-
-    def of_size(case: str, root: Path, n_way: int, n_shot: int, n_query: int) -> Draw | None:
-        data: Any = TensorDataset(pictures, torch.tensor(labels))
-        if case == "disk":
-            read = transforms.Compose([transforms.Grayscale(), transforms.Resize((28, 28)), transforms.ToTensor()])
-            data = datasets.ImageFolder(str(root), transform=read)
-        data = l2l.data.MetaDataset(data, _bookkeeping(labels) if case != "disk" else None)
-        chain = [
-            l2l.data.transforms.NWays(data, n_way),
-            l2l.data.transforms.KShots(data, n_shot + n_query),
-            l2l.data.transforms.LoadData(data),
-            l2l.data.transforms.RemapLabels(data),
-            l2l.data.transforms.ConsecutiveLabels(data),
-        ]
-        if case == "rotations":
-            chain.append(l2l.vision.transforms.RandomClassRotation(data, list(TURNS)))
-        tasks = l2l.data.TaskDataset(data, chain, num_tasks=-1)
-
-        def draw() -> int:
-            tasks.sample()
-            return 1
-
-        return draw
+    def of_size(case: str, root: Path, *size: int) -> Draw | None:
+        data = root if case == "disk" else held
+        return _one_by_one(learn2learn_tasks(data, *size, turned=case == "rotations"))
 
     return of_size
 
 
-def _bookkeeping(labels: list[int]) -> Any:
-    """Return what learn2learn otherwise finds by reading every example."""
-    of_label: dict[int, list[int]] = {}
-    for row, label in enumerate(labels):
-        of_label.setdefault(label, []).append(row)
-    return of_label
-
-
-def _labelled(pool: ClassPool) -> tuple[torch.Tensor, list[int]]:
-    """Return pictures (n, 1, 28, 28) from 0 to 1, and the class of each."""
+def _labelled(pool: ClassPool) -> Held:
     return pool.sources.float() / 255, [row // N_EXAMPLES for row in range(len(pool.sources))]
 
 
-def _one_by_one(tasks: Iterator[Any]) -> Draw:
-    def draw() -> int:
-        next(tasks)
+def _one_by_one(draw: Callable[[], Task]) -> Draw:
+    def one() -> int:
+        draw()
         return 1
 
-    return draw
-
-
-def _write(pool: ClassPool, root: Path) -> Path:
-    for row, picture in enumerate(pool.sources):
-        path = root / f"{row // N_EXAMPLES:04}" / f"{row:05}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[0].numpy()).save(path)
-    return root
+    return one
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fill the README's marked blocks with what the commands print: `make readme`.
+"""Fill the marked blocks of README.md and benchmarks/README.md with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder, a
-command, or a source file.
+learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder,
+speed beside peers, a command, or a source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
@@ -22,7 +22,8 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|command|source) (\S.*?) -->\n```\w*\n)(.*?)(```\n)",
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|speed|command|source) (\S.*?) -->\n```\w*\n)"
+    r"(.*?)(```\n)",
     re.DOTALL,
 )
 
@@ -138,6 +139,29 @@ def ladder(name: str) -> str:
     return f"% errors of the whole: {whole}; without any of its parts: {bare}\n" + _table(table, left={0})
 
 
+def speed(name: str) -> str:
+    """Return a table of what benchmarks/speed.py measured: each row beside its fastest peer by CPU time."""
+    if not (ROOT / "docs" / "results" / f"{name}.json").exists():
+        return "not measured yet: make bench-speed\n"
+    found = _board(name)
+    rows = [("", "tasks/s", "peer", "", "ratio", "wall", "target", "peak", "peer", "MB", "peer")]
+    for row in found["rows"]:
+        peers = {peer: one for peer, one in row["contenders"].items() if peer != "metaopt"}
+        best = min(peers, key=lambda peer: peers[peer]["cpu"])
+        both = row["contenders"]["metaopt"], peers[best]
+        wall = min(one["wall"] for one in peers.values()) / both[0]["wall"]
+        rates = [row["tasks"] / one["cpu"] for one in both]
+        rows.append(
+            (
+                row["row"], f"{rates[0]:,.1f}", f"{rates[1]:,.1f}", best, f"{rates[0] / rates[1]:.2f}", f"{wall:.2f}",
+                f"{row['target']}", *(f"{row['flops'] / one['cpu'] / found['peak']:.0%}" for one in both),
+                *(f"{one['megabytes']:.0f}" for one in both),
+            )
+        )  # fmt: skip
+    peak = f"a core's float32 matmul peak: {found['peak'] / 1e9:.0f} GFLOP/s; torch {found['torch']}\n"
+    return _table(rows, left={0, 3}) + peak
+
+
 def _rounded(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1g}"
 
@@ -177,13 +201,14 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "figures": figures,
     "challenge": challenge,
     "ladder": ladder,
+    "speed": speed,
     "command": command,
     "source": source,
 }
 
 
 def filled(text: str) -> str:
-    """Return the README's text with each marked block made anew."""
+    """Return a text with each marked block made anew."""
     return BLOCK.sub(lambda found: found[1] + SOURCES[found[2]](found[3]) + found[5], text)
 
 
@@ -199,6 +224,6 @@ def _printed(call: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+        readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
     sys.exit(0)

@@ -92,6 +92,7 @@ def _study_arguments(study: Any) -> None:
         metavar="WHAT",
         help="of several objectives, which decides, within bounds: 'accuracy, parameters<=5e4'",
     )
+    run.add_argument("--executor", metavar="NAME", help="how tasks are computed: auto, loop, traced-loop, vmap, traced")
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
     )
@@ -401,7 +402,7 @@ def _study_run(options: argparse.Namespace) -> int:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    given = {key: getattr(options, key) for key in ("trials", "timeout", "seed", "prefer")}
+    given = {key: getattr(options, key, None) for key in ("trials", "timeout", "seed", "prefer", "executor")}
     return [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 

@@ -168,7 +168,13 @@ def test_the_leaderboard_has_what_the_contract_names(finished: Path) -> None:
 
 def test_options_overrule_the_study_file(run: Run) -> None:
     sets = ["tasks.n_way=2", "learners.protonet.distance=cosine", "evaluation.finalists=1"]
-    options = ["--trials=2", "--timeout=10m", "--seed=5", *(f"--set={override}" for override in sets)]
+    options = [
+        "--trials=2",
+        "--timeout=10m",
+        "--seed=5",
+        "--executor=loop",
+        *(f"--set={override}" for override in sets),
+    ]
     options += ["--output=there", "--quiet", "--json", "--device=cpu", "--workers=1", "--storage=sqlite:///trials.db"]
     code, out, err = run("study", "run", "tiny.yaml", *options)
     board = json.loads(out)
@@ -177,6 +183,7 @@ def test_options_overrule_the_study_file(run: Run) -> None:
     assert board["limits"]["timeout"] == 600.0
     assert not Path("runs").exists()
     study = load(Path("there/study.yaml"), plugins.load())
+    assert study.executor == "loop"
     assert (study.tasks.n_way, study.space.default("protonet")["protonet.distance"]) == (2, "cosine")
     assert Path("trials.db").exists()
     assert not Path("there/journal.log").exists()

@@ -99,6 +99,23 @@ def test_two_blocks_in_float32_are_as_exact_as_torchs_layers(norm: str, shift: f
     assert ours.max() < max(1e-4, 3 * float(theirs.max()))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("pool", [True, False])
+def test_two_blocks_in_bfloat16_lead_where_float32_does(norm: str, pool: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(block(1, norm, pool), block(32, norm, pool))
+    x = torch.rand(10, 1, 28, 28)
+
+    def gradient(rounded: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            y = net(x)
+        return torch.cat([one.flatten() for one in torch.autograd.grad(y.float().square().mean(), net.parameters())])
+
+    exact, rough = (gradient(rounded) for rounded in (False, True))
+    assert not torch.equal(exact, rough)
+    assert torch.cosine_similarity(exact, rough, 0) > 0.99
+
+
 def gradients(net: nn.Sequential, x: Tensor, fast: bool) -> Iterator[Tensor]:
     """Yield what two blocks give and its gradients by what is not cancelled: weights and normalisations."""
     for layers in net:
@@ -110,9 +127,10 @@ def gradients(net: nn.Sequential, x: Tensor, fast: bool) -> Iterator[Tensor]:
 
 
 def test_what_a_block_returns_has_its_channels_last_in_memory() -> None:
-    for pool in (True, False):
-        maps = block(32, "batch", pool)(block(1, "batch", pool)(torch.rand(2, 1, 28, 28)))
-        assert maps.is_contiguous(memory_format=torch.channels_last)
+    for norm in NORMS:
+        for pool in (True, False):
+            maps = block(32, norm, pool)(block(1, norm, pool)(torch.rand(2, 1, 28, 28)))
+            assert maps.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_replayed_loop_over_blocks_is_the_loop_but_for_rounding_and_the_same_each_time(
