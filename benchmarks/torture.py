@@ -7,6 +7,7 @@ worker that is stopped. A study runs in a forked copy of this process, so that t
 import argparse
 import datetime
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -82,6 +83,7 @@ def begin(arguments: list[str | Path], out: Path, moment: Moment | None = None, 
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        logging.getLogger().handlers.clear()  # pytest's, which would keep warnings to itself
         if moment:
             sys.setprofile(_watch(moment, act, fuse, os.getpid()))
         from metaopt.cli import main
@@ -239,19 +241,23 @@ class Victims:
     def leaderboard(self, folder: Path) -> Any:
         return timeless(json.loads((folder / "leaderboard.json").read_text(encoding="utf-8")))
 
+    def records(self, folder: Path) -> dict[int, list[str]]:
+        """Return, by trial, every result that was ever written of it."""
+        return records(folder)
+
     def lost(self, before: dict[int, list[str]], folder: Path) -> int:
         """Return how many trials that were finished before have no result, or another one, at the end.
 
         Trials that were never run at the end count too.
         """
-        after = records(folder)
-        gone = sum(after.get(trial, [])[:1] != found[:1] for trial, found in before.items())
-        return gone + max(0, self.n_trials - len(after))
+        after = self.records(folder)
+        gone = sum(after.get(trial, [])[:1] != found[:1] for trial, found in before.items() if found)
+        return gone + max(0, self.n_trials - sum(map(bool, after.values())))
 
     def doubled(self, folder: Path) -> int:
         """Return how many trials were counted twice: results written again, or trials more than were asked for."""
-        after = records(folder)
-        return sum(len(found) - 1 for found in after.values()) + max(0, len(after) - self.n_trials)
+        after = self.records(folder)
+        return sum(max(0, len(found) - 1) for found in after.values()) + max(0, len(after) - self.n_trials)
 
     def whole(self, folder: Path) -> list[str]:
         """Return what is wrong with a finished folder; nothing where it is as if nothing had happened."""
@@ -266,6 +272,38 @@ class Victims:
         if not (folder / "best" / "weights.safetensors").exists():
             wrong.append("no best model")
         return wrong
+
+
+class Stored(Victims):
+    """The same, their trials in PostgreSQL: a database for each run folder."""
+
+    def __init__(self, root: Path, server: Any, study: dict[str, Any] = STUDY, workers: int = 1) -> None:
+        self.server = server
+        super().__init__(root, study, workers)
+
+    def url(self, folder: Path) -> str:
+        """Return the URL of a folder's database."""
+        return str(self.server.url.rpartition("/")[0] + f"/{folder.parent.name}_{folder.name}")
+
+    def folder(self, name: str = "") -> Path:
+        """Return a run folder that is not there yet, and make its database."""
+        folder = super().folder(name)
+        self.server.sql(f"CREATE DATABASE {folder.parent.name}_{folder.name}")
+        return folder
+
+    def arguments(self, folder: Path) -> list[str | Path]:
+        return [*super().arguments(folder), "--storage", self.url(folder)]
+
+    def records(self, folder: Path) -> dict[int, list[str]]:
+        """Return each trial's result; a trial without one, which was begun and not finished, has none."""
+        import psycopg
+
+        results = "SELECT value_json FROM trial_user_attributes AS a WHERE a.trial_id = t.trial_id AND key = 'result'"
+        with psycopg.connect(self.url(folder).replace("+psycopg", "")) as connection:
+            if not connection.execute("SELECT to_regclass('trials')").fetchone()[0]:
+                return {}
+            found = connection.execute(f"SELECT number, ({results}) FROM trials AS t WHERE state != 'WAITING'")
+            return {number: [result] if result else [] for number, result in found}
 
 
 def stamp(folder: Path) -> list[tuple[str, int, int]]:

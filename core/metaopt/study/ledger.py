@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from metaopt.study.file import Study
 from metaopt.study.leaderboard import FILE as LEADERBOARD
 from metaopt.study.leaderboard import front, ranked, values
 from metaopt.study.leaderboard import read as read_leaderboard
+from metaopt.study.patience import AWAY
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
@@ -67,6 +69,8 @@ class Ledger:
         self.running: dict[int, optuna.Trial] = {}
         self.again: list[optuna.Trial] = []
         """Trials that were begun and are to be run again, from their start and with the same seed."""
+        self.unanswered = False
+        """Whether the storage was asked for a trial and did not answer."""
         names = optuna.get_all_study_names(storage)
         kept: dict[str, Any] = {
             "storage": storage,
@@ -108,12 +112,25 @@ class Ledger:
         self._take_up()
 
     def ask(self, deadline: float = math.inf) -> Job:
-        """Return the next trial as a job."""
-        trial = self.again.pop(0) if self.again else self.optuna.ask()
-        self.running[trial.number] = trial
+        """Return the next trial as a job. Where the storage went away meanwhile, another call goes on with it."""
+        if not self.again:
+            self.again.append(self._begin())
+        trial = self.again[0]
         params = self.bench.study.space.suggest(trial)
         trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        self.running[trial.number] = self.again.pop(0)
         return self.job(trial.number, params, deadline)
+
+    def _begin(self) -> optuna.Trial:
+        """Return a new trial, or the one that the storage began for an earlier call and gave no answer."""
+        begun = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if self.unanswered else []
+        for frozen in begun:
+            if frozen.number not in self.running:
+                return optuna.Trial(self.optuna, frozen._trial_id)
+        self.unanswered = True
+        trial = self.optuna.ask()
+        self.unanswered = False
+        return trial
 
     def job(self, number: int, params: Params, deadline: float) -> Job:
         """Return the order for a trial of the search."""
@@ -134,8 +151,15 @@ class Ledger:
     def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
         """Note a trial's scores so far, task by task, at a share of its meta-training; return whether it is hopeless.
 
-        On the way it is held against the other trials there, at the end against the best trial on the same tasks.
+        On the way it is held against the other trials there, at the end against the best trial on the same tasks. Where
+        the storage does not answer it goes on.
         """
+        try:
+            return self._is_hopeless(number, progress, scores)
+        except AWAY:
+            return False
+
+    def _is_hopeless(self, number: int, progress: float, scores: Sequence[float]) -> bool:
         so_far = self._contributions(scores)
         if not np.isfinite(so_far).all():
             return False  # its end will say why
@@ -219,21 +243,28 @@ class Ledger:
         return values
 
     def tell(self, done: Done) -> bool:
-        """Store a finished trial; return False where it was lost and waits to be run again."""
-        trial = self.running.pop(done.result.number)
-        estimate = self.estimates.pop(done.result.number, None)
+        """Store a finished trial; return False where it was lost and waits to be run again.
+
+        Where the storage went away meanwhile, another call stores what is left.
+        """
+        trial = self.running[done.result.number]
+        estimate = self.estimates.get(done.result.number)
         result = replace(done.result, estimate=estimate if done.result.state == "pruned" else None)
         attempts = trial.user_attrs["attempts"]
         if result.reason == INTERRUPTED:
             trial.set_user_attr("attempts", attempts - 1)  # that is no fault of the trial's
         lost = result.reason is not None and result.reason.startswith(LOST) and attempts < ATTEMPTS
         if lost or result.reason == INTERRUPTED:
-            self.again.append(trial)
+            self.again.append(self.running.pop(trial.number))
+            self.estimates.pop(trial.number, None)
             return False
         if done.per_task:
             write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task, done.others)
-        trial.set_user_attr("result", asdict(result))
-        self._close(result)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # by an earlier call, of which nothing was heard
+            trial.set_user_attr("result", asdict(result))
+            self._close(result)
+        del self.running[result.number]
+        self.estimates.pop(result.number, None)
         if kept := self._checkpoint(result.number):
             kept.unlink(missing_ok=True)
         self.results.append(result)

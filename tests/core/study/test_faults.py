@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from metaopt import checkpoint
+from metaopt.study import patience
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are provoked by Linux's own means")
 
@@ -73,7 +75,7 @@ def two(home: Path) -> Any:
 
 def goes_on(victims: Any, folder: Path) -> None:
     """Go on with a study that was disturbed; it ends as if it had not been."""
-    before = torture.records(folder)
+    before = victims.records(folder)
     assert torture.end(victims.begin(folder)) == 0, victims.said(folder)
     assert victims.whole(folder) == []
     assert (victims.lost(before, folder), victims.doubled(folder)) == (0, 0)
@@ -321,6 +323,90 @@ def test_a_report_is_written_whole_or_not_at_all(alone: Any, disk: Path, room: i
     assert "No space left on device" in (alone.root / "report.out").read_text()
     assert (folder / "report.html").read_text() == "the old one"
     assert not list(folder.glob(".*.tmp"))
+
+
+# A database that goes away
+
+
+@pytest.fixture(scope="module")
+def stored(home: Path, postgres: Any) -> Any:
+    """Return studies whose trials are in PostgreSQL."""
+    (home / "stored").mkdir()
+    return torture.Stored(home / "stored", postgres)
+
+
+@pytest.fixture(scope="module")
+def stored_two(home: Path, postgres: Any) -> Any:
+    (home / "two_stored").mkdir()
+    return torture.Stored(home / "two_stored", postgres, workers=2)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSES", (0.2, 0.2))
+    monkeypatch.setattr(patience, "PATIENCE", 20.0)
+
+
+AWAY = {
+    "while the study is made": (Moment("used"), "fast"),
+    "between a trial's beginning and its choice": (Moment("Ledger._begin", "return", nth=3), "immediate"),
+    "in meta-training": (Moment("Learner.outer_step", nth=3), "fast"),
+    "before a trial is stored": (Moment("Ledger.tell", nth=2), "immediate"),
+    "between result and state": (Moment("Ledger._close", nth=3), "fast"),
+}
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(("moment", "how"), AWAY.values(), ids=AWAY)
+def test_a_study_waits_for_a_database_that_is_stopped_and_ends_as_if_it_had_not_been(
+    stored: Any, moment: Any, how: str
+) -> None:
+    folder = stored.folder()
+    process = stored.begin(folder, moment, partial(stored.server.stop, how))
+    try:
+        torture.until(lambda: stored.acted(folder) and "the storage does not answer (" in stored.said(folder))
+    finally:
+        stored.server.start()
+    assert torture.end(process) == 0, stored.said(folder)
+    *waits, last = [line for line in stored.said(folder).splitlines() if "storage" in line]
+    assert all(re.search(r"the storage does not answer \(.*\); again in 0\.\d s$", line) for line in waits), waits
+    assert last.endswith("the storage answers again")
+    assert stored.whole(folder) == []
+    goes_on(stored, folder)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_two_workers_lose_nothing_when_their_studys_database_is_stopped(stored_two: Any) -> None:
+    folder = stored_two.folder()
+    process = stored_two.begin(folder, Moment("Ledger.tell", nth=2), partial(stored_two.server.stop, "immediate"))
+    try:
+        torture.until(lambda: stored_two.acted(folder) and "the storage does not answer" in stored_two.said(folder))
+        time.sleep(0.5)  # whatever the workers do meanwhile
+    finally:
+        stored_two.server.start()
+    assert torture.end(process) == 0, stored_two.said(folder)
+    goes_on(stored_two, folder)
+
+
+def test_a_study_whose_database_stays_away_stops_in_a_sentence_and_goes_on_when_it_is_back(
+    stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
+    folder = stored.folder()
+    process = stored.begin(folder, Moment("Ledger.tell", nth=3), partial(stored.server.stop, "immediate"))
+    try:
+        assert torture.end(process) == 2
+        [sentence] = stored.said(folder).splitlines()
+        again = torture.end(stored.begin(folder)), stored.said(folder)
+    finally:
+        stored.server.start()
+    assert sentence.startswith("metaopt: the storage does not answer (")
+    assert sentence.endswith("what was finished is kept, so give the same command again when it does")
+    assert again[0] == 2
+    assert again[1].startswith("metaopt: --storage: cannot open that storage (")
+    assert len(again[1].splitlines()) == 1
+    assert len([result for result in stored.records(folder).values() if result]) == 2
+    goes_on(stored, folder)
 
 
 # A disk that cannot be written
