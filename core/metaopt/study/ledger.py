@@ -27,14 +27,13 @@ from metaopt.study.leaderboard import FILE as LEADERBOARD
 from metaopt.study.leaderboard import front, ranked, values
 from metaopt.study.leaderboard import read as read_leaderboard
 from metaopt.study.patience import AWAY
+from metaopt.study.rungs import Rung
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
-LEAST_TO_HALVE = 4
-"""Trials that reached a share of their training before any is stopped there."""
 SCORES = "scores"
 """The folder in a run folder that holds the scores of complete trials, task by task."""
 CHECKPOINTS = "checkpoints"
@@ -107,6 +106,8 @@ class Ledger:
         self.ahead = self._ahead(self.results)
         self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
         """The number and the scores of the best trial when it was last asked for."""
+        self.rungs: dict[int, Rung] = {}
+        """By step of their training the trials that reached it."""
         self.estimates: dict[int, float] = {}
         """Of trials that are stopped in their evaluation, what all tasks would have given."""
         self._take_up()
@@ -165,7 +166,8 @@ class Ledger:
             return False  # its end will say why
         if progress < 1.0:
             trial, step = self.running[number], round(100 * progress)
-            if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:  # of an earlier attempt
+            kept = self.optuna._storage.get_trial(trial._trial_id)
+            if step not in kept.intermediate_values:  # of an earlier attempt
                 trial.report(float(so_far.mean()), step)
             return not self._exempt(number) and self._halved(number, step)
         best = self._best()
@@ -179,37 +181,14 @@ class Ledger:
         self.estimates[number] = float(self._contributions(best).mean() + (so_far - theirs).mean())
         return True
 
-    def _predicted(self, step: int) -> dict[int, float]:
-        """Return by trial what those that reached a step of their training will come to, as far as can be told.
-
-        A learning curve goes on as those of its learner did on average, for learners differ in how late they gain.
-        """
-        reached = [one for one in self.optuna.get_trials(deepcopy=False) if step in one.intermediate_values]
-        gains: dict[str | None, list[float]] = {}
-        for one in reached:
-            if one.user_attrs.get("result", {}).get("state") == "complete" and one.values:  # told, by whoever had it
-                gains.setdefault(one.params.get("learner"), []).append(one.values[0] - one.intermediate_values[step])
-        return {
-            one.number: one.intermediate_values[step] + float(np.mean(gains[learner]))
-            for one in reached
-            if (learner := one.params.get("learner")) in gains
-        }
-
     def _halved(self, number: int, step: int) -> bool:
-        """Tell whether a trial is not among the better half of those that reached this step (successive halving).
-
-        They are held against each other by what they will come to (Jamieson & Talwalkar, 2016, arXiv:1502.07943, and
-        without waiting for each other as in Li et al., 2020, arXiv:1810.05934, hold them by what they are).
-        """
-        predicted = self._predicted(step)
-        if number not in predicted or len(predicted) < LEAST_TO_HALVE:
-            return False  # nobody knows yet how its learner goes on, or what is good
-        sign = 1 if self.bench.objective.direction == "maximize" else -1
-        better = sum(sign * other > sign * predicted[number] for other in predicted.values())
-        if better < max(1, len(predicted) // 2):
-            return False
-        self.estimates[number] = predicted[number]
-        return True
+        """Tell whether a trial is not among the better half of those that reached this step (successive halving)."""
+        rung = self.rungs.setdefault(step, Rung(step))
+        maximize = self.bench.objective.direction == "maximize"
+        estimate = rung.estimate(number, self.optuna.get_trials(deepcopy=False), maximize=maximize)
+        if estimate is not None:
+            self.estimates[number] = estimate
+        return estimate is not None
 
     def _exempt(self, number: int) -> bool:
         """Tell whether a trial is never stopped: a learner's default, by which the others are judged."""
