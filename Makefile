@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -136,7 +136,12 @@ fuzz: .venv/dev
 
 fuzz-guided: .venv/fuzz
 	PYTHONPATH=core:plugins .venv/fuzz-guided/bin/python -W ignore benchmarks/fuzz.py \
-		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep)
+		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep --json docs/results/fuzz.json)
+
+# A minute of inputs that nobody chose; where atheris cannot be had, hypothesis draws them, others each time.
+fuzz-ci: .venv/dev
+	if $(MAKE) --silent .venv/fuzz; then $(MAKE) fuzz-guided METAOPT_FUZZ_SECONDS=6; \
+		else $(MAKE) fuzz METAOPT_FUZZ=2; fi
 
 load: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/load.py

@@ -192,6 +192,43 @@ def test_a_database_that_is_not_there_is_a_users_mistake_and_not_waited_for(
     assert said.count("\n") == 1
 
 
+def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
+    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+) -> None:
+    journal("budget.tasks=4000")
+
+    def running() -> list[dict[str, Any]]:
+        [study] = json.loads(metaopt("study", "status", "--json")[1])["studies"]
+        found: list[dict[str, Any]] = study["running"]
+        return found
+
+    frozen = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    [held] = until(running)
+    [process] = workers_of(frozen)
+    os.kill(process, signal.SIGSTOP)
+    other = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    try:
+        until(lambda: {**held, "attempt": 2} in running())
+    finally:
+        os.kill(process, signal.SIGCONT)
+    for one in (other, frozen):
+        _, said = one.communicate(timeout=120)
+        assert one.returncode == 0, said
+    assert " 0 failed, 0 running, 0 of 6 left" in metaopt("study", "status")[1]
+    trials = every_result(tmp_path / "shared.log")
+    assert sorted(map(len, trials.values())) == [1] * 6, "each has one result"
+
+
+def every_result(journal: Path) -> dict[int, list[Any]]:
+    """Return by trial every result that was ever written to a journal."""
+    found: dict[int, list[Any]] = {}
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        if "result" in entry.get("user_attr", {}):
+            found.setdefault(entry["trial_id"], []).append(entry["user_attr"]["result"])
+    return found
+
+
 @pytest.mark.parametrize("url", ["journal", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(url: str, tmp_path: Path) -> None:
     lab(
