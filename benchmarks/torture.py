@@ -608,7 +608,7 @@ def disk_full_at(victims: Victims, row: Row, moment: Moment) -> None:
 
 def report_on_a_full_disk(victims: Victims, row: Row, draw: random.Random) -> None:
     """Write a report to a disk with little room: the old one stays whole, and none is half-written."""
-    with small_disk(victims.root / "disk") as disk:
+    with small_disk(victims.root / "disk", size="32m") as disk:
         folder, out = Path(shutil.copytree(victims.root / "whole", disk / "run")), victims.root / "report.out"
         (folder / "report.html").write_text("the old one")
         filler = fill(disk, but=draw.choice([0, 1, 100, 5000]))
