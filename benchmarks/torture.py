@@ -599,10 +599,11 @@ def interrupted_twice(victims: Victims, row: Row, draw: random.Random) -> None:
 def disk_full_at(victims: Victims, row: Row, moment: Moment) -> None:
     """Fill the disk at a moment, such as while a checkpoint is written: a sentence, and it goes on with room."""
     with small_disk(victims.root / "disk") as disk, checkpoints_at_each_step():
-        folder = disk / f"run{row.times}"
+        folder = disk / "run"
         code = end(victims.begin(folder, moment, lambda: fill(disk)))
+        row.times += victims.acted(folder)
         refused_in_a_sentence(victims, folder, row, code)
-        (disk / "filler").unlink()
+        (disk / "filler").unlink(missing_ok=True)
         settle(victims, folder, row, victims.records(folder))
 
 
