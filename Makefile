@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-executors bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-executors bench-share bench-search cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -21,11 +21,11 @@ help:
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
-	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
+	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled; ten minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
 	@echo "make pins       write .ci/requirements.txt, the hash of every package, after constraints.txt has changed"
-	@echo "make audit      look these packages up among known vulnerabilities; needs PyPI itself"
+	@echo "make audit      look these packages up among known vulnerabilities; says so where no list of them can be reached"
 	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
@@ -56,10 +56,8 @@ help:
 pins:
 	$(PYTHON) .ci/pin.py
 
-audit: .venv/dev
-	$(PYTHON) -m venv .venv/audit
-	.venv/audit/bin/python -m pip install --quiet pip-audit
-	.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement .ci/requirements.txt
+audit: .venv/metaopt
+	$(BIN)/python .ci/audit.py
 
 study: .venv/metaopt
 	$(BIN)/metaopt study run quickstart --workers 2
@@ -130,8 +128,9 @@ bench-share: .venv/metaopt
 cluster: .venv/dev
 	$(BIN)/python -W ignore benchmarks/cluster.py --json docs/results/cluster.json
 
-torture: .venv/metaopt
-	$(BIN)/python -W ignore benchmarks/torture.py --kills 250
+torture: .venv/dev
+	$(BIN)/python -W ignore benchmarks/torture.py --kills 250 --json docs/results/torture.json
+	$(BIN)/python docs/fill_readme.py
 
 fuzz: .venv/dev
 	METAOPT_FUZZ=$(or $(METAOPT_FUZZ),100) $(BIN)/python -m pytest tests/core/test_fuzz.py
@@ -146,7 +145,12 @@ fuzz: .venv/dev
 
 fuzz-guided: .venv/fuzz
 	PYTHONPATH=core:plugins .venv/fuzz-guided/bin/python -W ignore benchmarks/fuzz.py \
-		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep)
+		--seconds $(or $(METAOPT_FUZZ_SECONDS),60) $(if $(METAOPT_FUZZ_KEEP),--keep --json docs/results/fuzz.json)
+
+# A minute of inputs that nobody chose; where atheris cannot be had, hypothesis draws them, others each time.
+fuzz-ci: .venv/dev
+	if $(MAKE) --silent .venv/fuzz; then $(MAKE) fuzz-guided METAOPT_FUZZ_SECONDS=6; \
+		else $(MAKE) fuzz METAOPT_FUZZ=2; fi
 
 load: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/load.py

@@ -89,12 +89,12 @@ STUDY: dict[str, Any] = {
 class Postgres:
     """A PostgreSQL server on loopback, in a folder that is gone with it. As root it runs as nobody, as it must."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "/tmp") -> None:
         found = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default="")
         if not found:
             raise FileNotFoundError("no PostgreSQL here (Debian: apt-get install postgresql)")
         self.programs = Path(found).resolve().parent
-        self.folder = Path(tempfile.mkdtemp(prefix="metaopt-postgres-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="metaopt-postgres-", dir=where))
         self.user = "nobody" if os.geteuid() == 0 else None
         if self.user:
             shutil.chown(self.folder, self.user)

@@ -1,21 +1,26 @@
 """Give metaopt's readers inputs that coverage leads to (atheris, libFuzzer): each is read, or refused in a sentence.
 
-`python benchmarks/fuzz.py --seconds 60` fuzzes every target so long and prints how many inputs each was given; it needs
-the package atheris. What found new ways through the code is kept in tests/fuzz, one archive a target, which the tests
-replay. An input that ends otherwise is written to build/fuzz and named.
+`python benchmarks/fuzz.py --seconds 60` fuzzes every target so long and prints how many inputs each was given; `--json`
+adds that to what earlier runs came to. It needs the package atheris. What found new ways through the code is kept in
+tests/fuzz, one archive a target, which the tests replay. An input that ends otherwise is written to build/fuzz and
+named.
 """
 
 import argparse
 import contextlib
 import datetime
+import functools
 import io
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,10 +51,10 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     import torch
     from PIL import Image
 
-    from metaopt import checkpoint, plugins
-    from metaopt.cli import main
+    from metaopt import checkpoint, cli, plugins
     from metaopt.errors import UserError
     from metaopt.study.file import load as load_study
+    from metaopt.study.file import resolve
     from metaopt.study.model import CONFIG, WEIGHTS, load
 
     torch.set_num_threads(1)
@@ -57,6 +62,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     root.mkdir(exist_ok=True)
     os.environ["METAOPT_CACHE"] = str(root / "cache")
     registry, cpu = plugins.load(), torch.device("cpu")
+    parser = functools.cache(cli._parser)  # making it anew takes most of the time of a line that is refused
 
     def file(name: str, content: bytes) -> Path:
         path = root / name
@@ -74,6 +80,15 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     def study(content: bytes) -> None:
         path = file("study.yaml", content)
         refused_in_a_sentence(lambda: load_study(path, registry))
+
+    def mapping(content: bytes) -> None:
+        """Go past YAML, which takes most of the time."""
+        try:
+            raw = json.loads(content)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(raw, dict):
+            refused_in_a_sentence(lambda: resolve(raw, "the study", registry))
 
     def sampler(name: str, suffix: str, **settings: str) -> Target:
         cls = registry.task_sampler(name)
@@ -104,7 +119,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
         """Whatever it holds, its trial begins anew or goes on. Its checksum, at which most would end, always fits."""
         file("7.safetensors", content)
         with torch.random.fork_rng(devices=[]), patch.object(checkpoint, "_crc", return_value="0"):
-            checkpoint.Checkpoint(root / "7.safetensors", {}).resume(moving())
+            checkpoint.Checkpoint(root / "7.safetensors", {}).resume(moving(0))
 
     def arguments(content: bytes) -> None:
         words = content.decode("utf-8", "replace").split("\n")[:8]
@@ -114,9 +129,13 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
             return
         (root / "empty").mkdir(exist_ok=True)
         os.chdir(root / "empty")
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        with (
+            patch.object(cli, "_parser", parser),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
             try:
-                code: Any = main(words)
+                code: Any = cli.main(words)
             except SystemExit as end:
                 code = end.code
         os.environ.pop("METAOPT_DISABLE_PLUGINS", None)
@@ -125,6 +144,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
 
     return {
         "study": study,
+        "mapping": mapping,
         "csv": sampler("table", ".csv"),
         "jsonl": sampler("text", ".jsonl"),
         "npz": sampler("arrays", ".npz"),
@@ -135,6 +155,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
     }
 
 
+@functools.cache
 def saved_model(root: Path) -> dict[str, bytes]:
     """Return the files of a small model, made once."""
     from metaopt.cli import main
@@ -148,8 +169,8 @@ def saved_model(root: Path) -> dict[str, bytes]:
     return {name: (best / name).read_bytes() for name in (CONFIG, WEIGHTS)}
 
 
-def moving() -> Any:
-    """Return what meta-training of a small network would change."""
+def moving(steps: int = 1) -> Any:
+    """Return what meta-training of a small network would change, after so many steps."""
     import torch
 
     from metaopt.checkpoint import Moving
@@ -157,8 +178,9 @@ def moving() -> Any:
 
     learner: Any = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(learner.parameters())
-    learner(torch.ones(2)).backward()
-    optimizer.step()
+    for _ in range(steps):
+        learner(torch.ones(2)).backward()
+        optimizer.step()
     average = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
     return Moving(learner, optimizer, average, torch.Generator(), Traced())
 
@@ -172,6 +194,11 @@ def seeds(name: str, root: Path) -> Iterable[bytes]:
         case "study":
             yield STUDY.encode()
             yield from (path.read_bytes() for path in (KEPT.parents[1] / "studies").glob("*.yaml"))
+        case "mapping":
+            import yaml
+
+            for text in (STUDY, *(path.read_text() for path in (KEPT.parents[1] / "studies").glob("*.yaml"))):
+                yield json.dumps(yaml.safe_load(text)).encode()
         case "csv":
             yield "\n".join(["x,n,label", *(f"{x},{n},{label}" for x, n, label in ROWS)]).encode()
         case "jsonl":
@@ -230,6 +257,10 @@ def fuzz(name: str, root: Path, flags: list[str]) -> None:
         target = targets(root)[name]
     if name == "model":
         saved_model(root)
+    import sklearn  # type: ignore[import-untyped]
+
+    sklearn.set_config(skip_parameter_validation=True)  # of what we give it, not of what is read
+    logging.disable(logging.CRITICAL)  # what readers warn of, they warn of a thousand times a second
     atheris.Setup([sys.argv[0], *flags], target)
     atheris.Fuzz()
 
@@ -243,8 +274,35 @@ def child(name: str, root: Path, *flags: str | Path) -> str:
     return done.stderr
 
 
-def run(name: str, seconds: int, *, keeping: bool) -> list[str]:
-    """Fuzz a target in another process; return its row of the table."""
+@dataclass(frozen=True)
+class Row:
+    """What came of fuzzing a target."""
+
+    target: str
+    executions: int
+    ways: int
+    """Edges of our code, and of what it reads with, that were gone."""
+    unexpected: int
+    """Ends that are neither an answer nor an error in a sentence."""
+    seconds: float
+
+
+def add(path: Path, row: Row) -> None:
+    """Add what a run of a target came to, to what earlier ones came to."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = found.get(row.target, {"executions": 0, "seconds": 0, "unexpected": 0, "runs": 0})
+    found[row.target] = {
+        "executions": before["executions"] + row.executions,
+        "seconds": round(before["seconds"] + row.seconds),
+        "unexpected": before["unexpected"] + row.unexpected,
+        "runs": before["runs"] + 1,
+        "last": str(datetime.date.today()),
+    }
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def run(name: str, seconds: int, *, keeping: bool) -> Row:
+    """Fuzz a target in another process."""
     FOUND.mkdir(parents=True, exist_ok=True)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as temporary:
@@ -256,10 +314,10 @@ def run(name: str, seconds: int, *, keeping: bool) -> list[str]:
         root.mkdir()
         for number, content in enumerate(seeds(name, root)):
             (corpus / f"seed-{number}").write_bytes(content)
-        before = len(list(FOUND.iterdir()))
+        before, began = len(list(FOUND.iterdir())), time.monotonic()
         limits = [
-            "-timeout=60",
-            "-report_slow_units=60",
+            "-timeout=300",
+            "-report_slow_units=300",
             "-rss_limit_mb=4096",
             f"-max_len={LARGEST}",
             f"-artifact_prefix={FOUND}/{name}-",
@@ -271,13 +329,14 @@ def run(name: str, seconds: int, *, keeping: bool) -> list[str]:
             for seed in corpus.glob("seed-*"):
                 seed.unlink()  # which are made anew
             keep(name, corpus)
-        return [name, f"{times:,}", str(ways), str(len(list(FOUND.iterdir())) - before)]
+        return Row(name, times, ways, len(list(FOUND.iterdir())) - before, time.monotonic() - began)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="of each target (default: 60)")
     parser.add_argument("--only", nargs="*", help="names of targets (default: all)")
+    parser.add_argument("--json", type=Path, help="add the figures to those there")
     parser.add_argument("--keep", action="store_true", help="keep in tests/fuzz what found new ways")
     parser.add_argument("--target", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -288,12 +347,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         names = options.only or list(targets(Path(root)))
     print(f"{datetime.date.today()}, {options.seconds} s each\n")
-    print("| target | inputs | ways | other ends |\n|---|---|---|---|")
+    print("| target | inputs | a second | ways | other ends |\n|---|---|---|---|---|")
     found = 0
     for name in names:
         row = run(name, options.seconds, keeping=options.keep)
-        found += int(row[-1])
-        print(f"| {' | '.join(row)} |", flush=True)
+        found += row.unexpected
+        rate = row.executions / row.seconds
+        print(f"| {name} | {row.executions:,} | {rate:,.0f} | {row.ways} | {row.unexpected} |", flush=True)
+        if options.json:
+            add(options.json, row)
     return 1 if found else 0
 
 

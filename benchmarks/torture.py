@@ -6,7 +6,9 @@ worker that is stopped. A study runs in a forked copy of this process, so that t
 
 import argparse
 import datetime
+import itertools
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ STUDY: dict[str, Any] = {
     "budget": {"tasks": 8},
     "evaluation": {"tasks": 10, "finalists": 2, "report_tasks": 20},
 }
+LONG = STUDY | {"name": "long", "outer": {"lr": None, "tasks_per_step": 2, "averaging": 0.9}}
+"""Trials of steps enough to be killed between them."""
 TIMES = {"seconds", "cpu_seconds"}
 """Keys of a leaderboard that differ from run to run."""
 
@@ -49,6 +53,65 @@ class Moment:
     event: str = "call"
     nth: int = 1
     worker: bool = False
+
+
+STUDY_DIES = {
+    "before anything": Moment("Ledger.__init__"),
+    "while it stores the study": Moment("CheckedJournal.append_logs", "return", 2),
+    "while it chooses": Moment("CheckedJournal.append_logs", "call", 15),
+    "in meta-training": Moment("Learner.outer_step", nth=3),
+    "in evaluation": Moment("predict", nth=4),
+    "between scoring and storing": Moment("Ledger.tell", nth=2),
+    "between scores and result": Moment("write_scores", "return", 3),
+    "between result and state": Moment("Ledger._close", nth=3),
+    "after the last trial": Moment("_finalists"),
+    "between a finalist's weights and scores": Moment("write_scores", nth=5),
+    "before the report": Moment("_report"),
+    "before best/": Moment("save"),
+    "in the middle of best/": Moment("_write_config"),
+    "after best/": Moment("_put", "return"),
+    "while it writes the leaderboard": Moment("_sync_folder", nth=12),
+}
+WORKER_DIES = {
+    "in meta-training": Moment("Learner.outer_step", nth=2, worker=True),
+    "in evaluation": Moment("predict", nth=2, worker=True),
+    "between scoring and storing": Moment("Bench.run", "return", worker=True),
+    "while it saves weights": Moment("whole", worker=True),
+    "while it scores the winner": Moment("load_file", worker=True),
+}
+LONG_DIES = {
+    "in a step": Moment("Learner.outer_step", nth=7),
+    "while it writes the first checkpoint": Moment("_sync_folder", nth=6),
+    "while it writes one": Moment("Checkpoint.keep", nth=9),
+    "at a rung": Moment("Ledger.report", nth=4),
+    "in a finalist": Moment("Learner.outer_step", nth=18),
+    "in the second finalist": Moment("Learner.outer_step", nth=23),
+    "after best/": Moment("_put", "return"),
+}
+FULL = {
+    "while it stores the study": Moment("CheckedJournal.append_logs", nth=2),
+    "while it stores a trial": Moment("CheckedJournal.append_logs", nth=20),
+    "while a trial reports": Moment("Ledger.report", nth=2),
+    "while it stores scores": Moment("write_scores", nth=2),
+    "while it saves weights": Moment("_finalists"),
+    "while it stores a finalist's scores": Moment("write_scores", nth=5),
+    "while it stores the report's scores": Moment("write_scores", nth=7),
+    "while it writes best/": Moment("save"),
+    "while it writes the leaderboard": Moment("_put", "return"),
+}
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+static int calls = 0;
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(clock, now);
+    if (clock == CLOCK_REALTIME && ++calls % 3 == 0) now->tv_sec += calls % 2 ? 90000 : -90000;
+    return code;
+}
+"""
 
 
 Act = Callable[[], object]
@@ -82,6 +145,7 @@ def begin(arguments: list[str | Path], out: Path, moment: Moment | None = None, 
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        logging.getLogger().handlers.clear()  # pytest's, which would keep warnings to itself
         if moment:
             sys.setprofile(_watch(moment, act, fuse, os.getpid()))
         from metaopt.cli import main
@@ -200,6 +264,7 @@ class Victims:
         self.root, self.workers = root, workers
         self.file = root / f"{study['name']}.yaml"
         self.file.write_text(yaml.safe_dump(study))
+        self.name: str = study["name"]
         self.n_trials: int = study["trials"]
         self.n = 0
         self._command(self.folder("warm"))  # this process imports what takes seconds, for all its copies
@@ -239,19 +304,23 @@ class Victims:
     def leaderboard(self, folder: Path) -> Any:
         return timeless(json.loads((folder / "leaderboard.json").read_text(encoding="utf-8")))
 
+    def records(self, folder: Path) -> dict[int, list[str]]:
+        """Return, by trial, every result that was ever written of it."""
+        return records(folder)
+
     def lost(self, before: dict[int, list[str]], folder: Path) -> int:
         """Return how many trials that were finished before have no result, or another one, at the end.
 
         Trials that were never run at the end count too.
         """
-        after = records(folder)
-        gone = sum(after.get(trial, [])[:1] != found[:1] for trial, found in before.items())
-        return gone + max(0, self.n_trials - len(after))
+        after = self.records(folder)
+        gone = sum(after.get(trial, [])[:1] != found[:1] for trial, found in before.items() if found)
+        return gone + max(0, self.n_trials - sum(map(bool, after.values())))
 
     def doubled(self, folder: Path) -> int:
         """Return how many trials were counted twice: results written again, or trials more than were asked for."""
-        after = records(folder)
-        return sum(len(found) - 1 for found in after.values()) + max(0, len(after) - self.n_trials)
+        after = self.records(folder)
+        return sum(max(0, len(found) - 1) for found in after.values()) + max(0, len(after) - self.n_trials)
 
     def whole(self, folder: Path) -> list[str]:
         """Return what is wrong with a finished folder; nothing where it is as if nothing had happened."""
@@ -266,6 +335,46 @@ class Victims:
         if not (folder / "best" / "weights.safetensors").exists():
             wrong.append("no best model")
         return wrong
+
+
+def jumping_clock(folder: Path) -> Path:
+    """Return a library that, loaded before others (LD_PRELOAD), has the wall clock jump by a day and back."""
+    (folder / "clock.c").write_text(CLOCK)
+    library = folder / "clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "clock.c", "-ldl"], check=True)
+    return library
+
+
+class Stored(Victims):
+    """The same, their trials in PostgreSQL: a database for each run folder."""
+
+    def __init__(self, root: Path, server: Any, study: dict[str, Any] = STUDY, workers: int = 1) -> None:
+        self.server = server
+        super().__init__(root, study, workers)
+
+    def url(self, folder: Path) -> str:
+        """Return the URL of a folder's database."""
+        return str(self.server.url.rpartition("/")[0] + f"/{folder.parent.name}_{folder.name}")
+
+    def folder(self, name: str = "") -> Path:
+        """Return a run folder that is not there yet, and make its database."""
+        folder = super().folder(name)
+        self.server.sql(f"CREATE DATABASE {folder.parent.name}_{folder.name}")
+        return folder
+
+    def arguments(self, folder: Path) -> list[str | Path]:
+        return [*super().arguments(folder), "--storage", self.url(folder)]
+
+    def records(self, folder: Path) -> dict[int, list[str]]:
+        """Return each trial's result; a trial without one, which was begun and not finished, has none."""
+        import psycopg
+
+        results = "SELECT value_json FROM trial_user_attributes AS a WHERE a.trial_id = t.trial_id AND key = 'result'"
+        with psycopg.connect(self.url(folder).replace("+psycopg", "")) as connection:
+            if not connection.execute("SELECT to_regclass('trials')").fetchone()[0]:
+                return {}
+            found = connection.execute(f"SELECT number, ({results}) FROM trials AS t WHERE state != 'WAITING'")
+            return {number: [result] if result else [] for number, result in found}
 
 
 def stamp(folder: Path) -> list[tuple[str, int, int]]:
@@ -381,15 +490,9 @@ def study_killed(victims: Victims, row: Row, draw: random.Random, kills: int = 1
 
 
 def long_killed(victims: Victims, row: Row, draw: random.Random) -> None:
-    """Kill a study that writes a checkpoint at each outer step, as if each took half a minute."""
-    from metaopt import checkpoint
-
-    every, cost = checkpoint.EVERY, checkpoint.COST
-    checkpoint.EVERY, checkpoint.COST = -1.0, math.inf
-    try:
+    """Kill a study of long trials, which writes a checkpoint at each outer step."""
+    with checkpoints_at_each_step():
         study_killed(victims, row, draw)
-    finally:
-        checkpoint.EVERY, checkpoint.COST = every, cost
 
 
 def worker_killed(victims: Victims, row: Row, draw: random.Random) -> None:
@@ -443,12 +546,191 @@ def disk_filled(victims: Victims, row: Row, draw: random.Random) -> None:
         filler = fill(disk, but=draw.choice([0, 10, 100, 1000]))
         row.times += 1
         code = end(process)
-        said = victims.said(folder)
         filler.unlink()
-        if code not in {0, 2} or (code == 2 and len(said.splitlines()) != 1):
-            row.otherwise += 1
-            print(f"{row.fault}: exit code {code}: {said}", file=sys.stderr)
+        refused_in_a_sentence(victims, folder, row, code)
         settle(victims, folder, row, records(folder))
+
+
+def chosen_moment(victims: Victims, row: Row, moment: Moment) -> None:
+    """Kill a study or its worker at a moment of its own, and go on with the study."""
+    folder, act = victims.folder(), kill
+    process = victims.begin(folder, moment, act)
+    if moment.worker:
+        until(lambda: victims.acted(folder) or not alive(process))
+        before, written = victims.records(folder), stamp(folder)
+        row.seconds.append(recovered(folder, process, written))
+        row.times += victims.acted(folder)
+        judge(victims, folder, row, before, end(process))
+        return
+    row.times += end(process) == -signal.SIGKILL
+    row.orphans += not gone(process, within=1)
+    settle(victims, folder, row, victims.records(folder))
+
+
+def long_moment(victims: Victims, row: Row, moment: Moment) -> None:
+    """Do the same to a study that writes a checkpoint at each outer step."""
+    with checkpoints_at_each_step():
+        chosen_moment(victims, row, moment)
+
+
+@contextmanager
+def checkpoints_at_each_step() -> Iterator[None]:
+    """Write a checkpoint at each outer step, as if each took half a minute."""
+    from metaopt import checkpoint
+
+    every, cost = checkpoint.EVERY, checkpoint.COST
+    checkpoint.EVERY, checkpoint.COST = -1.0, math.inf
+    try:
+        yield
+    finally:
+        checkpoint.EVERY, checkpoint.COST = every, cost
+
+
+def interrupted_twice(victims: Victims, row: Row, draw: random.Random) -> None:
+    folder = victims.folder()
+    nth = draw.randrange(1, victims.n_trials)
+    process = victims.begin(folder, Moment("Ledger.tell", nth=nth), lambda: signalled(signal.SIGINT, 2))
+    row.times += 1
+    end(process)
+    row.orphans += not gone(process, within=1)
+    settle(victims, folder, row, victims.records(folder))
+
+
+def disk_full_at(victims: Victims, row: Row, moment: Moment) -> None:
+    """Fill the disk at a moment, such as while a checkpoint is written: a sentence, and it goes on with room."""
+    with small_disk(victims.root / "disk") as disk, checkpoints_at_each_step():
+        folder = disk / "run"
+        code = end(victims.begin(folder, moment, lambda: fill(disk)))
+        row.times += victims.acted(folder)
+        refused_in_a_sentence(victims, folder, row, code)
+        (disk / "filler").unlink(missing_ok=True)
+        settle(victims, folder, row, victims.records(folder))
+
+
+def report_on_a_full_disk(victims: Victims, row: Row, draw: random.Random) -> None:
+    """Write a report to a disk with little room: the old one stays whole, and none is half-written."""
+    with small_disk(victims.root / "disk", size="32m") as disk:
+        folder, out = Path(shutil.copytree(victims.root / "whole", disk / "run")), victims.root / "report.out"
+        (folder / "report.html").write_text("the old one")
+        filler = fill(disk, but=draw.choice([0, 1, 100, 5000]))
+        row.times += 1
+        code = end(begin(["study", "report", folder], out))
+        row.otherwise += code != 2 or (folder / "report.html").read_text() != "the old one"
+        row.otherwise += bool(list(folder.glob(".*.tmp")))
+        filler.unlink()
+        began = time.monotonic()
+        row.otherwise += end(begin(["study", "report", folder], out)) != 0
+        row.seconds.append(time.monotonic() - began)
+
+
+def read_only(victims: Victims, row: Row, draw: random.Random) -> None:
+    """Go on with a study that was killed on a disk that cannot be written any more: a sentence, until it can."""
+    with small_disk(victims.root / "disk") as disk:
+        folder = disk / "run"
+        end(victims.begin(folder, draw.choice([*STUDY_DIES.values()][1:])))
+        remount(disk, "ro")
+        code = end(victims.begin(folder))
+        remount(disk, "rw")
+        row.times += 1
+        refused_in_a_sentence(victims, folder, row, code or 70)
+        settle(victims, folder, row, victims.records(folder))
+
+
+def remount(disk: Path, how: str) -> None:
+    """Let a disk be read only ("ro"), or written again ("rw")."""
+    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+
+def refused_in_a_sentence(victims: Victims, folder: Path, row: Row, code: int) -> None:
+    said = victims.said(folder)
+    if code not in {0, 2} or (code == 2 and len(said.splitlines()) != 1):
+        row.otherwise += 1
+        print(f"{row.fault}: exit code {code}: {said}", file=sys.stderr)
+
+
+def database_stopped(victims: Stored, row: Row, draw: random.Random) -> None:
+    """Stop a study's database, as one that is stopped or as one that crashes, and start it again: the study goes on."""
+    folder = victims.folder()
+    process = victims.begin(folder)
+    time.sleep(draw.uniform(0.0, 0.9) * victims.seconds)
+    before = victims.records(folder)
+    victims.server.stop(draw.choice(["fast", "immediate"]))
+    row.times += 1
+    time.sleep(draw.uniform(0.0, 1.0))
+    written = stamp(folder)
+    victims.server.start()
+    row.seconds.append(recovered(folder, process, written))
+    judge(victims, folder, row, before, end(process))
+
+
+def two_users(victims: Victims, row: Row) -> None:
+    """Start a study twice at once: one is refused in a sentence, the other runs it."""
+    folder, meet = victims.folder(), rendezvous(2)
+    outs = [victims.root / f"user{number}.out" for number in range(2)]
+    both = [begin(victims.arguments(folder), out, Moment("owned"), meet) for out in outs]
+    codes = [end(one) for one in both]
+    row.times += 1
+    said = outs[codes.index(2)].read_text() if 2 in codes else ""
+    refused = sorted(codes) == [0, 2] and len(said.splitlines()) == 1
+    if not refused:
+        print(f"{row.fault}: exit codes {codes}: {said}", file=sys.stderr)
+    row.otherwise += not refused
+    judge(victims, folder, row, {}, 0)
+
+
+def clock_jumps(victims: Victims, row: Row) -> None:
+    """Run a study while the wall clock jumps by a day and back."""
+    folder = victims.folder()
+    command = [sys.executable, "-m", "metaopt", *map(str, victims.arguments(folder)), "--timeout=600s"]
+    environment = os.environ | {"LD_PRELOAD": str(jumping_clock(victims.root))}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    row.times += 1
+    board = victims.leaderboard(folder) if ran.returncode == 0 else {}
+    if board.get("finalists") != victims.board["finalists"]:
+        row.otherwise += 1
+        print(f"{row.fault}: exit code {ran.returncode}: {ran.stderr}", file=sys.stderr)
+    row.lost += victims.lost({}, folder)
+    row.doubled += victims.doubled(folder)
+
+
+def frozen_past_its_heartbeat(victims: Victims, row: Row) -> None:
+    """Freeze one of two workers that share a study until the other has taken its trial over, and wake it then."""
+    from metaopt import cli, supervise
+
+    folder = victims.folder()
+    folder.mkdir()
+    journal = folder / "journal.log"
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        assert cli.main(["study", "create", str(victims.file), "--storage", str(journal), "--json"]) == 0
+    arguments: list[str | Path] = ["worker", "--study", victims.name, "--storage", journal, "--quiet", "--beat", "0.2"]
+    outs = [victims.root / f"{folder.name}-{which}.out" for which in ("frozen", "other")]
+    os.environ[supervise.SUPERVISED] = str(os.getpid())
+    try:
+        frozen = begin(arguments, outs[0], Moment("Learner.outer_step"), freeze)
+        until(lambda: not outs[0].with_suffix(".fuse").exists())
+        began = time.monotonic()
+        other = end(begin(arguments, outs[1]))
+    finally:
+        del os.environ[supervise.SUPERVISED]
+    row.seconds.append(time.monotonic() - began)
+    row.times += 1
+    wake(frozen)
+    codes = [other, end(frozen)]
+    if codes != [0, 0]:
+        row.otherwise += 1
+        print(f"{row.fault}: exit codes {codes}: {''.join(out.read_text() for out in outs)}", file=sys.stderr)
+    row.lost += victims.lost({}, folder)
+    row.doubled += victims.doubled(folder)
+
+
+def journal_cut(victims: Victims, row: Row, draw: random.Random) -> None:
+    """Cut a finished study's journal short anywhere: the study goes on from there to the same end."""
+    folder = Path(shutil.copytree(victims.root / "whole", victims.folder()))
+    (folder / "leaderboard.json").unlink()
+    journal = (folder / "journal.log").read_bytes()
+    (folder / "journal.log").write_bytes(journal[: draw.randrange(len(journal))])
+    row.times += 1
+    settle(victims, folder, row, records(folder))
 
 
 def journal_spoilt(victims: Victims, row: Row, draw: random.Random) -> None:
@@ -467,28 +749,52 @@ def journal_spoilt(victims: Victims, row: Row, draw: random.Random) -> None:
     settle(victims, folder, row, before)
 
 
-def torture(root: Path, kills: int, seed: int) -> list[Row]:
-    """Provoke every fault; `kills` is the least number of processes that are killed in all."""
-    draw = random.Random(seed)
-    (root / "alone").mkdir()
-    (root / "two").mkdir()
-    (root / "long").mkdir()
+def plan(root: Path, kills: int, draw: random.Random, server: Any) -> list[tuple[str, int, Callable[[Row], None]]]:
+    """Return every fault, how many times it is provoked, and what provokes it."""
+    for name in ("alone", "two", "long", "stored"):
+        (root / name).mkdir()
     alone, two = Victims(root / "alone"), Victims(root / "two", workers=2)
-    long = Victims(root / "long", STUDY | {"name": "long", "budget": {"tasks": 80}})
-    n = -(-kills // 5)  # of each kind of kill
-    plan: list[tuple[str, int, Callable[[Row], None]]] = [
+    long = Victims(root / "long", LONG)
+    n = -(-kills // 6)  # of each kind of kill
+    few = max(1, n // 2)
+    dies, worker_dies, long_dies = (
+        itertools.cycle(moments.values()) for moments in (STUDY_DIES, WORKER_DIES, LONG_DIES)
+    )
+    full = itertools.cycle([Moment("Checkpoint.keep", nth=nth) for nth in (1, 3, 5, 7)])
+    found: list[tuple[str, int, Callable[[Row], None]]] = [
         ("study killed, one process", n, lambda row: study_killed(alone, row, draw)),
         ("study killed with two workers", n, lambda row: study_killed(two, row, draw)),
         ("study killed twice in a row", n, lambda row: study_killed(alone, row, draw, 2)),
-        ("study killed in long trials", n // 2, lambda row: long_killed(long, row, draw)),
-        ("worker killed", 2 * n, lambda row: worker_killed(two, row, draw)),
-        ("worker frozen and woken", n // 2, lambda row: worker_frozen(two, row, draw)),
-        ("Ctrl-C or SIGTERM", n // 2, lambda row: interrupted(two, row, draw)),
-        ("disk full", n // 2, lambda row: disk_filled(alone, row, draw)),
-        ("a bit of the journal flipped", n // 2, lambda row: journal_spoilt(alone, row, draw)),
+        ("study killed in long trials", few, lambda row: long_killed(long, row, draw)),
+        ("study killed where it hurts", n, lambda row: chosen_moment(alone, row, next(dies))),
+        ("study killed at its checkpoints", few, lambda row: long_moment(long, row, next(long_dies))),
+        ("worker killed", n, lambda row: worker_killed(two, row, draw)),
+        ("worker killed where it hurts", few, lambda row: chosen_moment(two, row, next(worker_dies))),
+        ("worker frozen and woken", few, lambda row: worker_frozen(two, row, draw)),
+        ("worker frozen past its heartbeat", max(1, few // 4), lambda row: frozen_past_its_heartbeat(alone, row)),
+        ("Ctrl-C or SIGTERM", few, lambda row: interrupted(two, row, draw)),
+        ("Ctrl-C twice", few, lambda row: interrupted_twice(two, row, draw)),
+        ("disk full", few, lambda row: disk_filled(alone, row, draw)),
+        ("disk full at a checkpoint", max(1, few // 4), lambda row: disk_full_at(long, row, next(full))),
+        ("disk full at a report", max(1, few // 8), lambda row: report_on_a_full_disk(alone, row, draw)),
+        ("disk read-only", few, lambda row: read_only(alone, row, draw)),
+        ("two users at once", max(1, few // 2), lambda row: two_users(alone, row)),
+        ("wall clock jumps", max(1, few // 8), lambda row: clock_jumps(alone, row)),
+        ("journal cut short", few, lambda row: journal_cut(alone, row, draw)),
+        ("a bit of the journal flipped", few, lambda row: journal_spoilt(alone, row, draw)),
     ]
+    if server is None:
+        return [*found, ("database stopped (left out: no PostgreSQL here)", 0, lambda row: None)]
+    stored = Stored(root / "stored", server)
+    return [*found, ("database stopped", max(1, few // 2), lambda row: database_stopped(stored, row, draw))]
+
+
+def torture(root: Path, kills: int, seed: int, server: Any, only: str) -> list[Row]:
+    """Provoke every fault whose name holds `only`; `kills` is the least number of processes that are killed in all."""
     rows = []
-    for fault, times, provoke in plan:
+    for fault, times, provoke in plan(root, kills, random.Random(seed), server):
+        if only not in fault:
+            continue
         rows.append(row := Row(fault))
         try:
             while row.times < times:
@@ -499,24 +805,56 @@ def torture(root: Path, kills: int, seed: int) -> list[Row]:
     return rows
 
 
+@contextmanager
+def database() -> Iterator[Any]:
+    """Yield a PostgreSQL server of our own in memory; None where there is none, or no driver for it."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from cluster import Postgres
+
+    try:
+        import psycopg  # noqa: F401 - whether it is there
+
+        server = Postgres("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
+    except (ImportError, FileNotFoundError):
+        yield None
+        return
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="processes to kill, at least (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults whose names hold this text")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     os.environ["METAOPT_DISABLE_PLUGINS"] = "tensorboard,mlflow"
     import torch
 
     torch.set_num_threads(1)
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="metaopt-torture-", dir=memory if os.access(memory, os.W_OK) else None
-    ) as root:
-        rows = torture(Path(root), options.kills, options.seed)
+    with (
+        database() as server,
+        tempfile.TemporaryDirectory(
+            prefix="metaopt-torture-", dir=memory if os.access(memory, os.W_OK) else None
+        ) as root,
+    ):
+        rows = torture(Path(root), options.kills, options.seed, server, options.only)
     killed = sum(row.times for row in rows if "killed" in row.fault)
+    found = {
+        "date": str(datetime.date.today()),
+        "killed": killed,
+        "seed": options.seed,
+        "rows": [dict(zip(HEAD, row.cells(), strict=True)) for row in rows],
+    }
     table = [HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)]
-    print(f"{datetime.date.today()}, {killed} processes killed, seed {options.seed}\n")
+    print(f"{found['date']}, {killed} processes killed, seed {options.seed}\n")
     print("\n".join(f"| {' | '.join(row)} |" for row in table))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.lost or row.doubled or row.orphans or row.otherwise for row in rows) else 0
 
 

@@ -2,7 +2,7 @@
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
 learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder,
-speed beside peers, a command, or a source file.
+speed beside peers, faults that were provoked, inputs that were tried, a command, or a source file.
 tests/test_readme.py fails where a block is not what its source gives.
 """
 
@@ -22,7 +22,8 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|speed|command|source) (\S.*?) -->\n```\w*\n)"
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|speed|torture|fuzz|command|source) (\S.*?) -->\n"
+    r"```\w*\n)"
     r"(.*?)(```\n)",
     re.DOTALL,
 )
@@ -162,6 +163,24 @@ def speed(name: str) -> str:
     return _table(rows, left={0, 3}) + peak
 
 
+def torture(name: str) -> str:
+    """Return the table of faults that benchmarks/torture.py provoked, and what came of them."""
+    found = _board(name)
+    rows = [tuple(found["rows"][0]), *(tuple(row.values()) for row in found["rows"])]
+    return _table(rows, left={0}) + f"\n{found['killed']} processes killed; {found['date']}, seed {found['seed']}\n"
+
+
+def fuzz(name: str) -> str:
+    """Return a table of how many inputs benchmarks/fuzz.py gave each target, over all of its runs."""
+    found = _board(name)
+    rows = [("target", "executions", "a second", "other ends", "last")]
+    for target, row in found.items():
+        rate = row["executions"] / max(1, row["seconds"])
+        rows.append((target, f"{row['executions']:,}", f"{rate:,.0f}", str(row["unexpected"]), row["last"]))
+    rows.append(("all", f"{sum(row['executions'] for row in found.values()):,}", "", "", ""))
+    return _table(rows, left={0})
+
+
 def _rounded(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1g}"
 
@@ -202,6 +221,8 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "challenge": challenge,
     "ladder": ladder,
     "speed": speed,
+    "torture": torture,
+    "fuzz": fuzz,
     "command": command,
     "source": source,
 }

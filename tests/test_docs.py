@@ -47,6 +47,14 @@ def test_linked_files_exist(target: str) -> None:
     assert (DOCS / target).exists()
 
 
+def test_every_test_that_the_page_of_faults_names_is_there() -> None:
+    names = set(re.findall(r"`(test_\w+)`", (DOCS / "faults.md").read_text(encoding="utf-8")))
+    files = (ROOT / "tests" / "core").rglob("test_*.py")
+    there = {name for file in files for name in re.findall(r"^def (test_\w+)\(", file.read_text("utf-8"), re.M)}
+    assert len(names) > 20
+    assert names <= there, names - there
+
+
 def test_every_block_of_the_plugin_guide_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
     environment, folder = fresh_environment(tmp_path), tmp_path
     blocks = BLOCK.findall((DOCS / "plugins.md").read_text(encoding="utf-8"))

@@ -109,7 +109,7 @@ class Checkpoint:
             progress: dict[str, Any] = state["progress"]
         except (
             ValueError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
             RuntimeError,

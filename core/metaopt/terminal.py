@@ -15,7 +15,6 @@ from rich.table import Table
 
 from metaopt import tune
 from metaopt.errors import plain
-from metaopt.plugins import LEAVE_OUT
 from metaopt.study.leaderboard import interval, number
 
 if TYPE_CHECKING:
@@ -460,6 +459,8 @@ def show_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
         if plugin["note"]:
             out.print(f"  note: {plugin['note']}", style="yellow")
     if broken := [plugin["name"] for plugin in plugins if plugin["status"] == "broken"]:
+        from metaopt.plugins import LEAVE_OUT  # which imports torch
+
         out.print(f"to leave out what is broken: {LEAVE_OUT}={','.join(broken)}")
 
 

@@ -16,7 +16,7 @@ assert spec.loader
 fuzz: Any = importlib.util.module_from_spec(spec)
 sys.modules["fuzz"] = fuzz
 spec.loader.exec_module(fuzz)
-NAMES = ["study", "csv", "jsonl", "npz", "picture", "model", "checkpoint", "arguments"]
+NAMES = ["study", "mapping", "csv", "jsonl", "npz", "picture", "model", "checkpoint", "arguments"]
 
 
 @pytest.fixture(scope="module")

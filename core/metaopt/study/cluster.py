@@ -16,6 +16,7 @@ from metaopt.errors import UserError
 from metaopt.study import search, tested, worker
 from metaopt.study.folder import owned
 from metaopt.study.ledger import SCORES, write_scores
+from metaopt.study.patience import Patient
 from metaopt.study.shared import Shared, is_expired, kept_scores, open_store
 from metaopt.study.trial import Bench, TrialResult
 
@@ -146,6 +147,10 @@ def finish(
             tested.note(folder, entry["what"], trial=entry["trial"], tasks=entry["tasks"])
     board = search.run(bench, folder, watcher, workers=workers, storage=url, stopped=stopped)
     if board["status"] == "finished":
-        with closing(open_store(url, name)) as store:
-            optuna.load_study(study_name=name, storage=store.storage).set_user_attr("leaderboard", board)
+        Patient(url, stopped)(lambda: _keep(board, url, name))
     return board, folder
+
+
+def _keep(board: dict[str, Any], url: str, name: str) -> None:
+    with closing(open_store(url, name)) as store:
+        optuna.load_study(study_name=name, storage=store.storage).set_user_attr("leaderboard", board)

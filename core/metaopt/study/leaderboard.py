@@ -12,10 +12,10 @@ from metaopt.errors import UserError
 from metaopt.study import versions
 from metaopt.study.folder import refuse_links
 from metaopt.study.statistics import LEVEL, holm, paired
-from metaopt.study.trial import Bench, TrialResult
 
 if TYPE_CHECKING:
     from metaopt.study.search import Finalist
+    from metaopt.study.trial import Bench, TrialResult
     from metaopt.train import Scores
 
 FILE = "leaderboard.json"
@@ -69,7 +69,7 @@ A pair allows either, and with `...` that a key is not there. As a key `...` sta
 KEYS = {key for key, shape in SHAPE.items() if not isinstance(shape, tuple) or ... not in shape}
 
 
-def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
+def ranked(bench: "Bench", results: "Sequence[TrialResult]") -> "list[TrialResult]":
     """Return the complete trials, best first, each pipeline once; equal scores by number.
 
     Of a study with several objectives: those that none beats in all, within the bounds that it prefers.
@@ -85,7 +85,7 @@ def ranked(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
     return list(best.values())
 
 
-def front(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
+def front(bench: "Bench", results: "Sequence[TrialResult]") -> "list[TrialResult]":
     """Return the complete trials that no other beats in every objective (Pareto's front), by number.
 
     One beats another where it is at least as good in every objective and better in one.
@@ -100,22 +100,22 @@ def front(bench: Bench, results: Sequence[TrialResult]) -> list[TrialResult]:
     return kept
 
 
-def values(bench: Bench, result: TrialResult) -> dict[str, float]:
+def values(bench: "Bench", result: "TrialResult") -> dict[str, float]:
     """Return a complete trial's mean scores by objective, in the study's order."""
     assert result.mean is not None, "a complete trial has a score"
     return {bench.objective.name: result.mean} | {name: other["mean"] for name, other in result.others.items()}
 
 
 def build(
-    bench: Bench,
-    results: Sequence[TrialResult],
+    bench: "Bench",
+    results: "Sequence[TrialResult]",
     finalists: "Sequence[Finalist]",
-    fallen: Sequence[TrialResult],
+    fallen: "Sequence[TrialResult]",
     report: "Scores | None",
     seconds: float,
     status: str,
     tested: Sequence[Mapping[str, Any]] = (),
-    final: TrialResult | None = None,
+    final: "TrialResult | None" = None,
 ) -> dict[str, Any]:
     """Return the leaderboard as `leaderboard.json` holds it.
 
@@ -234,7 +234,7 @@ def interval(score: Mapping[str, Any] | None) -> str:
     return f"{number(score['mean'])} ± {number(score['ci95'])}" if score else "–"
 
 
-def _several(bench: Bench, results: Sequence[TrialResult]) -> dict[str, Any]:
+def _several(bench: "Bench", results: "Sequence[TrialResult]") -> dict[str, Any]:
     objectives = {objective.name: objective.direction for objective in (bench.objective, *bench.others)}
     found = sorted(front(bench, results), key=lambda result: result.number)
     return {
@@ -246,7 +246,7 @@ def _several(bench: Bench, results: Sequence[TrialResult]) -> dict[str, Any]:
     }
 
 
-def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
+def _entry(bench: "Bench", result: "TrialResult") -> dict[str, Any]:
     return {
         "trial": result.number,
         "learner": result.learner,
@@ -260,7 +260,7 @@ def _entry(bench: Bench, result: TrialResult) -> dict[str, Any]:
     }
 
 
-def _search_score(bench: Bench, result: TrialResult) -> dict[str, Any]:
+def _search_score(bench: "Bench", result: "TrialResult") -> dict[str, Any]:
     by = {bench.objective.name: {"mean": result.mean, "ci95": result.ci95}, **result.others}
     decisive = by.pop(bench.decisive.name)
     return {
@@ -287,7 +287,7 @@ def score(scores: "Scores", pool: str) -> dict[str, Any]:
     }
 
 
-def _behind(bench: Bench, finalists: "Sequence[Finalist]") -> list[dict[str, Any] | None]:
+def _behind(bench: "Bench", finalists: "Sequence[Finalist]") -> list[dict[str, Any] | None]:
     """Return by how much each finalist is worse than the first on the same tasks; None for the first itself."""
     if len(finalists) < 2:
         return [None] * len(finalists)

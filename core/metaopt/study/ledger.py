@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from metaopt.study.file import Study
 from metaopt.study.leaderboard import FILE as LEADERBOARD
 from metaopt.study.leaderboard import front, ranked, values
 from metaopt.study.leaderboard import read as read_leaderboard
+from metaopt.study.patience import AWAY
+from metaopt.study.rungs import Rung
 from metaopt.study.space import Params
 from metaopt.study.statistics import is_beaten
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 
 ATTEMPTS = 3
 """Times that a trial is run whose worker or whole study dies."""
-LEAST_TO_HALVE = 4
-"""Trials that reached a share of their training before any is stopped there."""
 SCORES = "scores"
 """The folder in a run folder that holds the scores of complete trials, task by task."""
 CHECKPOINTS = "checkpoints"
@@ -67,6 +68,8 @@ class Ledger:
         self.running: dict[int, optuna.Trial] = {}
         self.again: list[optuna.Trial] = []
         """Trials that were begun and are to be run again, from their start and with the same seed."""
+        self.unanswered = False
+        """Whether the storage was asked for a trial and did not answer."""
         names = optuna.get_all_study_names(storage)
         kept: dict[str, Any] = {
             "storage": storage,
@@ -103,17 +106,32 @@ class Ledger:
         self.ahead = self._ahead(self.results)
         self.leader: tuple[int, NDArray[np.float64] | None] = (-1, None)
         """The number and the scores of the best trial when it was last asked for."""
+        self.rungs: dict[int, Rung] = {}
+        """By step of their training the trials that reached it."""
         self.estimates: dict[int, float] = {}
         """Of trials that are stopped in their evaluation, what all tasks would have given."""
         self._take_up()
 
     def ask(self, deadline: float = math.inf) -> Job:
-        """Return the next trial as a job."""
-        trial = self.again.pop(0) if self.again else self.optuna.ask()
-        self.running[trial.number] = trial
+        """Return the next trial as a job. Where the storage went away meanwhile, another call goes on with it."""
+        if not self.again:
+            self.again.append(self._begin())
+        trial = self.again[0]
         params = self.bench.study.space.suggest(trial)
         trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        self.running[trial.number] = self.again.pop(0)
         return self.job(trial.number, params, deadline)
+
+    def _begin(self) -> optuna.Trial:
+        """Return a new trial, or the one that the storage began for an earlier call and gave no answer."""
+        begun = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if self.unanswered else []
+        for frozen in begun:
+            if frozen.number not in self.running:
+                return optuna.Trial(self.optuna, frozen._trial_id)
+        self.unanswered = True
+        trial = self.optuna.ask()
+        self.unanswered = False
+        return trial
 
     def job(self, number: int, params: Params, deadline: float) -> Job:
         """Return the order for a trial of the search."""
@@ -134,14 +152,22 @@ class Ledger:
     def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
         """Note a trial's scores so far, task by task, at a share of its meta-training; return whether it is hopeless.
 
-        On the way it is held against the other trials there, at the end against the best trial on the same tasks.
+        On the way it is held against the other trials there, at the end against the best trial on the same tasks. Where
+        the storage does not answer it goes on.
         """
+        try:
+            return self._is_hopeless(number, progress, scores)
+        except AWAY:
+            return False
+
+    def _is_hopeless(self, number: int, progress: float, scores: Sequence[float]) -> bool:
         so_far = self._contributions(scores)
         if not np.isfinite(so_far).all():
             return False  # its end will say why
         if progress < 1.0:
             trial, step = self.running[number], round(100 * progress)
-            if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:  # of an earlier attempt
+            kept = self.optuna._storage.get_trial(trial._trial_id)
+            if step not in kept.intermediate_values:  # of an earlier attempt
                 trial.report(float(so_far.mean()), step)
             return not self._exempt(number) and self._halved(number, step)
         best = self._best()
@@ -155,37 +181,14 @@ class Ledger:
         self.estimates[number] = float(self._contributions(best).mean() + (so_far - theirs).mean())
         return True
 
-    def _predicted(self, step: int) -> dict[int, float]:
-        """Return by trial what those that reached a step of their training will come to, as far as can be told.
-
-        A learning curve goes on as those of its learner did on average, for learners differ in how late they gain.
-        """
-        reached = [one for one in self.optuna.get_trials(deepcopy=False) if step in one.intermediate_values]
-        gains: dict[str | None, list[float]] = {}
-        for one in reached:
-            if one.user_attrs.get("result", {}).get("state") == "complete" and one.values:  # told, by whoever had it
-                gains.setdefault(one.params.get("learner"), []).append(one.values[0] - one.intermediate_values[step])
-        return {
-            one.number: one.intermediate_values[step] + float(np.mean(gains[learner]))
-            for one in reached
-            if (learner := one.params.get("learner")) in gains
-        }
-
     def _halved(self, number: int, step: int) -> bool:
-        """Tell whether a trial is not among the better half of those that reached this step (successive halving).
-
-        They are held against each other by what they will come to (Jamieson & Talwalkar, 2016, arXiv:1502.07943, and
-        without waiting for each other as in Li et al., 2020, arXiv:1810.05934, hold them by what they are).
-        """
-        predicted = self._predicted(step)
-        if number not in predicted or len(predicted) < LEAST_TO_HALVE:
-            return False  # nobody knows yet how its learner goes on, or what is good
-        sign = 1 if self.bench.objective.direction == "maximize" else -1
-        better = sum(sign * other > sign * predicted[number] for other in predicted.values())
-        if better < max(1, len(predicted) // 2):
-            return False
-        self.estimates[number] = predicted[number]
-        return True
+        """Tell whether a trial is not among the better half of those that reached this step (successive halving)."""
+        rung = self.rungs.setdefault(step, Rung(step))
+        maximize = self.bench.objective.direction == "maximize"
+        estimate = rung.estimate(number, self.optuna.get_trials(deepcopy=False), maximize=maximize)
+        if estimate is not None:
+            self.estimates[number] = estimate
+        return estimate is not None
 
     def _exempt(self, number: int) -> bool:
         """Tell whether a trial is never stopped: a learner's default, by which the others are judged."""
@@ -219,21 +222,28 @@ class Ledger:
         return values
 
     def tell(self, done: Done) -> bool:
-        """Store a finished trial; return False where it was lost and waits to be run again."""
-        trial = self.running.pop(done.result.number)
-        estimate = self.estimates.pop(done.result.number, None)
+        """Store a finished trial; return False where it was lost and waits to be run again.
+
+        Where the storage went away meanwhile, another call stores what is left.
+        """
+        trial = self.running[done.result.number]
+        estimate = self.estimates.get(done.result.number)
         result = replace(done.result, estimate=estimate if done.result.state == "pruned" else None)
         attempts = trial.user_attrs["attempts"]
         if result.reason == INTERRUPTED:
             trial.set_user_attr("attempts", attempts - 1)  # that is no fault of the trial's
         lost = result.reason is not None and result.reason.startswith(LOST) and attempts < ATTEMPTS
         if lost or result.reason == INTERRUPTED:
-            self.again.append(trial)
+            self.again.append(self.running.pop(trial.number))
+            self.estimates.pop(trial.number, None)
             return False
         if done.per_task:
             write_scores(self.folder / SCORES / f"{result.number:05d}.npy", done.per_task, done.others)
-        trial.set_user_attr("result", asdict(result))
-        self._close(result)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # by an earlier call, of which nothing was heard
+            trial.set_user_attr("result", asdict(result))
+            self._close(result)
+        del self.running[result.number]
+        self.estimates.pop(result.number, None)
         if kept := self._checkpoint(result.number):
             kept.unlink(missing_ok=True)
         self.results.append(result)

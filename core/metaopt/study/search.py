@@ -19,6 +19,7 @@ from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import Preference
 from metaopt.study.folder import owned
 from metaopt.study.ledger import ATTEMPTS, CHECKPOINTS, Ledger, write_scores
+from metaopt.study.patience import Patient
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 from metaopt.train import Budget, Scores
@@ -72,7 +73,8 @@ def run(
     started = time.monotonic()
     with owned(folder):
         refuse_another(bench.study.name, folder / "study.yaml")
-        ledger = Ledger(bench, open_storage(folder, storage), folder)
+        kept, patient = open_storage(folder, storage), Patient(storage or "", stopped)
+        ledger = patient(lambda: Ledger(bench, kept, folder))
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
             log.warning("%s: %s", bench.study.name, said)
         earlier = leaderboard.read(folder)
@@ -92,7 +94,7 @@ def run(
         report: Scores | None = None
         done: Done | None = None
         try:
-            _search(bench, ledger, crew, watcher, stopped, end)
+            _search(bench, ledger, patient, crew, watcher, stopped, end)
             finalists, fallen = _finalists(bench, ledger, crew, watcher, stopped, end)
             if finalists and not stopped():
                 n_tasks = len(finalists[0].fresh.per_task)
@@ -149,14 +151,21 @@ def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
 
 
 def _search(
-    bench: Bench, ledger: Ledger, crew: Crew, watcher: Watcher, stopped: Callable[[], bool], end: float
+    bench: Bench,
+    ledger: Ledger,
+    patient: Patient,
+    crew: Crew,
+    watcher: Watcher,
+    stopped: Callable[[], bool],
+    end: float,
 ) -> None:
     while True:
         deadline = end - _reserve(bench, ledger.best(), crew)
         left = bench.study.trials - len(ledger.results) - crew.busy
         while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline:
             # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
-            job = ledger.ask(min(deadline, now + 0.45 * (end - now)))
+            limit = min(deadline, now + 0.45 * (end - now))
+            job = patient(lambda limit=limit: ledger.ask(limit))  # type: ignore[misc]
             watcher.started(job)
             crew.start(job)
             left -= 1
@@ -165,7 +174,7 @@ def _search(
         for done in crew.wait():
             if done.result.reason == TIMEOUT:
                 end = -math.inf  # another would not come to its end either
-            if ledger.tell(done):
+            if patient(lambda done=done: ledger.tell(done)):  # type: ignore[misc]
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)

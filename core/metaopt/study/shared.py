@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Engine, event, text
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from metaopt.errors import UserError
 from metaopt.study.crew import LOST
 from metaopt.study.ledger import ATTEMPTS, Ledger
+from metaopt.study.patience import AWAY, LockLostError, UnansweredError
 from metaopt.study.storage import first_line, is_journal, open_storage, with_driver
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 
@@ -46,16 +47,10 @@ BEAT = 10.0
 """Seconds between a worker's signs of life."""
 SILENT = 6
 """Beats that a worker misses before it is taken for dead."""
+NOT_YET = ("the database system is", "terminating connection", "too many clients", "connection slots are reserved")
+"""What PostgreSQL says that refuses a connection only for now: it starts, stops, is mended, or is full."""
 LOCK_SECONDS = 30
 """To wait for the storage's lock before that counts as a storage that is away."""
-
-
-class LockLostError(Exception):
-    """The connection that held the storage's lock ended while it was needed."""
-
-
-AWAY = (optuna.exceptions.StorageInternalError, SQLAlchemyError, LockLostError)
-"""What a storage raises that does not answer: it may be back in a moment."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +99,23 @@ def open_store(url: str, study: str, *, new: bool = False) -> Store:
             break
         except Exception as error:  # SQLAlchemy's and its drivers' errors have no common kind
             cause = error.__cause__ or error
-            if isinstance(cause, IntegrityError | ProgrammingError) and attempt < 3:
+            made = any(isinstance(one, IntegrityError | ProgrammingError) for one in (error, cause))
+            if made and attempt < 3:
                 time.sleep(0.5 * (attempt + 1))  # another process is making the tables at this moment
                 continue
-            raise UserError(
+            raise _mistake(error)(
                 f"--storage: cannot open that storage ({first_line(cause, url)}); see that the database is there and "
                 "answers, as by psql"
             ) from None
     return Store(optuna.storages.get_storage(rdb), _DatabaseLock(rdb.engine, study), rdb.engine.dispose)
+
+
+def _mistake(error: BaseException) -> type[UserError]:
+    """Return the kind of an error at opening: what a server refuses is a mistake, one that is silent may be back."""
+    said, kinds = str(error.__cause__ or error), (error, error.__cause__)
+    refused = "FATAL" in said and not any(sign in said for sign in NOT_YET)
+    silent = any(isinstance(one, OperationalError) for one in kinds)
+    return UnansweredError if silent and not refused else UserError
 
 
 def _engine_settings() -> dict[str, Any]:
@@ -282,14 +286,10 @@ class Shared(Ledger):
         self.ahead = self._ahead([*self.ahead, *new])
         return trials
 
-    def report(self, number: int, progress: float, scores: Sequence[float]) -> bool:
-        """Do as every ledger; where the storage does not answer the trial goes on."""
-        try:
-            if progress == 1.0:
-                self.refresh()
-            return super().report(number, progress, scores)
-        except AWAY:
-            return False
+    def _is_hopeless(self, number: int, progress: float, scores: Sequence[float]) -> bool:
+        if progress == 1.0:
+            self.refresh()
+        return super()._is_hopeless(number, progress, scores)
 
     def tell(self, done: Done) -> bool:
         """Store a finished trial; return False where it is to be run again, or where somebody else has it by now."""

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 import torch
@@ -20,18 +20,13 @@ import torch
 from metaopt import plugins
 from metaopt.errors import UserError
 from metaopt.study import crew, file, versions
+from metaopt.study.patience import AWAY, Patient
 from metaopt.study.search import Watcher
-from metaopt.study.shared import AWAY, BEAT, Shared, Store, open_store
-from metaopt.study.storage import first_line
+from metaopt.study.shared import BEAT, Shared, Store, open_store
 from metaopt.study.trial import Bench
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-PAUSES = (1.0, 30.0)
-"""Seconds to wait for a storage that is away: at first, and at most."""
-PATIENCE = 1800.0
-"""Seconds after which a storage that is away is given up."""
 LOOK = 5.0
 """Seconds between looks at a study of which all trials are taken, at most: many workers look."""
 
@@ -83,13 +78,14 @@ def work(
     beat: float = BEAT,
 ) -> int:
     """Work on a study until it is done or `stopped()`; return how many trials this worker has finished."""
-    with closing(open_store(url, name)) as store:
-        return _work_in(store, _Patient(url, stopped), name, device, watcher, stopped, beat)
+    patient = Patient(url, stopped)
+    with closing(patient(lambda: open_store(url, name))) as store:
+        return _work_in(store, patient, name, device, watcher, stopped, beat)
 
 
 def _work_in(
     store: Store,
-    patient: "_Patient",
+    patient: Patient,
     name: str,
     device: torch.device,
     watcher: Watcher,
@@ -116,7 +112,7 @@ def _work_in(
             hands.close()
 
 
-def _work(patient: "_Patient", ledger: Shared, hands: crew.Crew, watcher: Watcher, stopped: Callable[[], bool]) -> int:
+def _work(patient: Patient, ledger: Shared, hands: crew.Crew, watcher: Watcher, stopped: Callable[[], bool]) -> int:
     finished, looks = 0, 0
     while not stopped():
         job = patient(ledger.claim)
@@ -164,30 +160,3 @@ class _Pulse:
                 if self.ledger.claims:
                     self.ledger.live()
                     self.ledger.watch()
-
-
-@dataclass
-class _Patient:
-    """Does what needs the storage, again after longer and longer pauses where that does not answer."""
-
-    url: str
-    stopped: Callable[[], bool]
-
-    def __call__(self, act: Callable[[], T]) -> T:
-        pause, until = PAUSES[0], time.monotonic() + PATIENCE
-        while True:
-            try:
-                return act()
-            except AWAY as error:
-                reason = first_line(error.__cause__ or error, self.url)
-                if self.stopped() or time.monotonic() > until:
-                    raise UserError(
-                        f"the storage does not answer ({reason}); what was finished is kept, so start the worker again "
-                        "when it does"
-                    ) from None
-                wait = pause * random.uniform(0.5, 1.0)
-                log.warning("the storage does not answer (%s); again in %.1f s", reason, wait)
-            end = time.monotonic() + wait
-            while time.monotonic() < end and not self.stopped():
-                time.sleep(0.1)
-            pause = min(2 * pause, PAUSES[1])

@@ -1,6 +1,7 @@
 """A PostgreSQL server of its own for the tests of studies that many workers share."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def postgres(cluster: Any) -> Iterator[Any]:
     """Return a running server; without PostgreSQL or its driver the test is skipped."""
     pytest.importorskip("psycopg", reason="needs the extra [postgres]")
     try:
-        server = cluster.Postgres()
+        server = cluster.Postgres("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
     except FileNotFoundError as error:
         pytest.skip(str(error))
     yield server

@@ -131,6 +131,7 @@ class Odd(Learner):
         odd: str = tune.choice("nan", "inf", "-inf", "3e38", "1e-45")
         always: bool = tune.choice(False, True)
         loses: bool = tune.choice(False, True)
+        steep: bool = tune.choice(False, True)
 
     def __init__(self, spec, encoder, config):
         super().__init__(spec, encoder, config)
@@ -148,6 +149,8 @@ class Odd(Learner):
 
     def task_loss(self, *task):
         loss = super().task_loss(*task)
+        if self.config.steep:  # a loss that is a number, of a slope that is none
+            loss = loss + (0 * self.weight).sqrt()
         return loss * float(self.config.odd) if self.config.loses else loss
 
 @hookimpl
@@ -304,6 +307,21 @@ def test_a_loss_that_is_no_number_fails_the_trial_with_the_tasks_it_took(
     )
     assert done.result.state == "failed"
     assert re.fullmatch(rf"the meta-training loss became ({became}) after \d+ tasks", str(done.result.reason))
+
+
+@pytest.mark.parametrize(("per_step", "state"), [(2, "failed"), (8, "complete")])
+def test_a_gradient_that_is_no_number_fails_the_trial_or_its_tasks_are_counted(
+    registry: plugins.Registry, per_step: int, state: str
+) -> None:
+    done = carry_out(
+        registry, {"sampler": "bad", "n_way": 3, "bad": "none"}, "odd",
+        learners={"odd": {"steep": True, "loses": False, "always": False}}, outer={"tasks_per_step": per_step},
+    )  # fmt: skip
+    assert done.result.state == state, done.result.reason
+    if state == "failed":
+        assert re.fullmatch(r"the meta-training loss became nan after 4 tasks", str(done.result.reason))
+    else:  # it was the last step
+        assert done.result.not_finite == 6
 
 
 def test_constant_targets_are_scored(registry: plugins.Registry) -> None:

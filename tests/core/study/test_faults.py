@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from metaopt import checkpoint
+from metaopt.study import patience
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are provoked by Linux's own means")
 
@@ -60,8 +62,7 @@ def alone(home: Path) -> Any:
 def long(home: Path) -> Any:
     """Return studies whose trials have steps enough to be killed between them."""
     (home / "long").mkdir()
-    study = torture.STUDY | {"name": "long", "outer": {"lr": None, "tasks_per_step": 2, "averaging": 0.9}}
-    return torture.Victims(home / "long", study)
+    return torture.Victims(home / "long", torture.LONG)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def two(home: Path) -> Any:
 
 def goes_on(victims: Any, folder: Path) -> None:
     """Go on with a study that was disturbed; it ends as if it had not been."""
-    before = torture.records(folder)
+    before = victims.records(folder)
     assert torture.end(victims.begin(folder)) == 0, victims.said(folder)
     assert victims.whole(folder) == []
     assert (victims.lost(before, folder), victims.doubled(folder)) == (0, 0)
@@ -81,42 +82,15 @@ def goes_on(victims: Any, folder: Path) -> None:
 
 # Killed
 
-STUDY_DIES = {
-    "before anything": Moment("Ledger.__init__"),
-    "while it stores the study": Moment("CheckedJournal.append_logs", "return", 2),
-    "while it chooses": Moment("CheckedJournal.append_logs", "call", 15),
-    "in meta-training": Moment("Learner.outer_step", nth=3),
-    "in evaluation": Moment("predict", nth=4),
-    "between scoring and storing": Moment("Ledger.tell", nth=2),
-    "between scores and result": Moment("write_scores", "return", 3),
-    "between result and state": Moment("Ledger._close", nth=3),
-    "after the last trial": Moment("_finalists"),
-    "between a finalist's weights and scores": Moment("write_scores", nth=5),
-    "before the report": Moment("_report"),
-    "before best/": Moment("save"),
-    "in the middle of best/": Moment("_write_config"),
-    "after best/": Moment("_put", "return"),
-    "while it writes the leaderboard": Moment("_sync_folder", nth=12),
-}
 
-
-@pytest.mark.parametrize("moment", STUDY_DIES.values(), ids=STUDY_DIES)
+@pytest.mark.parametrize("moment", torture.STUDY_DIES.values(), ids=torture.STUDY_DIES)
 def test_a_study_that_is_killed_goes_on_as_if_it_had_not_been(alone: Any, moment: Any) -> None:
     folder = alone.folder()
     assert torture.end(alone.begin(folder, moment)) == -signal.SIGKILL, alone.said(folder)
     goes_on(alone, folder)
 
 
-WORKER_DIES = {
-    "in meta-training": Moment("Learner.outer_step", nth=2, worker=True),
-    "in evaluation": Moment("predict", nth=2, worker=True),
-    "between scoring and storing": Moment("Bench.run", "return", worker=True),
-    "while it saves weights": Moment("whole", worker=True),
-    "while it scores the winner": Moment("load_file", worker=True),
-}
-
-
-@pytest.mark.parametrize("moment", WORKER_DIES.values(), ids=WORKER_DIES)
+@pytest.mark.parametrize("moment", torture.WORKER_DIES.values(), ids=torture.WORKER_DIES)
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(two: Any, moment: Any) -> None:
     folder = two.folder()
     process = two.begin(folder, moment)
@@ -126,7 +100,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(two: Any
     goes_on(two, folder)
 
 
-@pytest.mark.parametrize("moment", WORKER_DIES.values(), ids=WORKER_DIES)
+@pytest.mark.parametrize("moment", torture.WORKER_DIES.values(), ids=torture.WORKER_DIES)
 def test_a_study_that_is_killed_leaves_no_worker_behind_and_goes_on(two: Any, moment: Any) -> None:
     folder = two.folder()
     process = two.begin(folder, moment, torture.kill_study)
@@ -148,17 +122,6 @@ def test_a_study_that_is_killed_while_a_worker_is_frozen_leaves_nothing_running(
 # Killed, and gone on with from a checkpoint
 
 
-LONG_DIES = {
-    "in a step": Moment("Learner.outer_step", nth=7),
-    "while it writes the first checkpoint": Moment("_sync_folder", nth=6),
-    "while it writes one": Moment("Checkpoint.keep", nth=9),
-    "at a rung": Moment("Ledger.report", nth=4),
-    "in a finalist": Moment("Learner.outer_step", nth=18),
-    "in the second finalist": Moment("Learner.outer_step", nth=23),
-    "after best/": Moment("_put", "return"),
-}
-
-
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EVERY", -1.0)
@@ -166,7 +129,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("every_step")
-@pytest.mark.parametrize("moment", LONG_DIES.values(), ids=LONG_DIES)
+@pytest.mark.parametrize("moment", torture.LONG_DIES.values(), ids=torture.LONG_DIES)
 def test_a_study_of_long_trials_that_is_killed_goes_on_as_if_it_had_not_been(long: Any, moment: Any) -> None:
     folder = long.folder()
     assert torture.end(long.begin(folder, moment)) == -signal.SIGKILL, long.said(folder)
@@ -273,20 +236,7 @@ def disk(home: Path) -> Iterator[Path]:
         pytest.skip(str(error))
 
 
-FULL = {
-    "while it stores the study": Moment("CheckedJournal.append_logs", nth=2),
-    "while it stores a trial": Moment("CheckedJournal.append_logs", nth=20),
-    "while a trial reports": Moment("Ledger.report", nth=2),
-    "while it stores scores": Moment("write_scores", nth=2),
-    "while it saves weights": Moment("_finalists"),
-    "while it stores a finalist's scores": Moment("write_scores", nth=5),
-    "while it stores the report's scores": Moment("write_scores", nth=7),
-    "while it writes best/": Moment("save"),
-    "while it writes the leaderboard": Moment("_put", "return"),
-}
-
-
-@pytest.mark.parametrize("moment", FULL.values(), ids=FULL)
+@pytest.mark.parametrize("moment", torture.FULL.values(), ids=torture.FULL)
 def test_a_disk_that_is_full_ends_a_study_in_a_sentence_and_it_goes_on_where_there_is_room(
     alone: Any, disk: Path, moment: Any
 ) -> None:
@@ -321,6 +271,90 @@ def test_a_report_is_written_whole_or_not_at_all(alone: Any, disk: Path, room: i
     assert "No space left on device" in (alone.root / "report.out").read_text()
     assert (folder / "report.html").read_text() == "the old one"
     assert not list(folder.glob(".*.tmp"))
+
+
+# A database that goes away
+
+
+@pytest.fixture(scope="module")
+def stored(home: Path, postgres: Any) -> Any:
+    """Return studies whose trials are in PostgreSQL."""
+    (home / "stored").mkdir()
+    return torture.Stored(home / "stored", postgres)
+
+
+@pytest.fixture(scope="module")
+def stored_two(home: Path, postgres: Any) -> Any:
+    (home / "two_stored").mkdir()
+    return torture.Stored(home / "two_stored", postgres, workers=2)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSES", (0.2, 0.2))
+    monkeypatch.setattr(patience, "PATIENCE", 20.0)
+
+
+AWAY = {
+    "while the study is made": (Moment("used"), "fast"),
+    "between a trial's beginning and its choice": (Moment("Ledger._begin", "return", nth=3), "immediate"),
+    "in meta-training": (Moment("Learner.outer_step", nth=3), "fast"),
+    "before a trial is stored": (Moment("Ledger.tell", nth=2), "immediate"),
+    "between result and state": (Moment("Ledger._close", nth=3), "fast"),
+}
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(("moment", "how"), AWAY.values(), ids=AWAY)
+def test_a_study_waits_for_a_database_that_is_stopped_and_ends_as_if_it_had_not_been(
+    stored: Any, moment: Any, how: str
+) -> None:
+    folder = stored.folder()
+    process = stored.begin(folder, moment, partial(stored.server.stop, how))
+    try:
+        torture.until(lambda: stored.acted(folder) and "the storage does not answer (" in stored.said(folder))
+    finally:
+        stored.server.start()
+    assert torture.end(process) == 0, stored.said(folder)
+    *waits, last = [line for line in stored.said(folder).splitlines() if "storage" in line]
+    assert all(re.search(r"the storage does not answer \(.*\); again in 0\.\d s$", line) for line in waits), waits
+    assert last.endswith("the storage answers again")
+    assert stored.whole(folder) == []
+    goes_on(stored, folder)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_two_workers_lose_nothing_when_their_studys_database_is_stopped(stored_two: Any) -> None:
+    folder = stored_two.folder()
+    process = stored_two.begin(folder, Moment("Ledger.tell", nth=2), partial(stored_two.server.stop, "immediate"))
+    try:
+        torture.until(lambda: stored_two.acted(folder) and "the storage does not answer" in stored_two.said(folder))
+        time.sleep(0.5)  # whatever the workers do meanwhile
+    finally:
+        stored_two.server.start()
+    assert torture.end(process) == 0, stored_two.said(folder)
+    goes_on(stored_two, folder)
+
+
+def test_a_study_whose_database_stays_away_stops_in_a_sentence_and_goes_on_when_it_is_back(
+    stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
+    folder = stored.folder()
+    process = stored.begin(folder, Moment("Ledger.tell", nth=3), partial(stored.server.stop, "immediate"))
+    try:
+        assert torture.end(process) == 2
+        [sentence] = stored.said(folder).splitlines()
+        again = torture.end(stored.begin(folder)), stored.said(folder)
+    finally:
+        stored.server.start()
+    assert sentence.startswith("metaopt: the storage does not answer (")
+    assert sentence.endswith("what was finished is kept, so give the same command again when it does")
+    assert again[0] == 2
+    assert again[1].startswith("metaopt: --storage: cannot open that storage (")
+    assert len(again[1].splitlines()) == 1
+    assert len([result for result in stored.records(folder).values() if result]) == 2
+    goes_on(stored, folder)
 
 
 # A disk that cannot be written
@@ -402,27 +436,9 @@ def test_of_two_who_start_a_study_at_once_one_is_refused(alone: Any) -> None:
     assert alone.doubled(folder) == 0
 
 
-CLOCK = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <time.h>
-static int calls = 0;
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int code = real(clock, now);
-    if (clock == CLOCK_REALTIME && ++calls % 3 == 0) now->tv_sec += calls % 2 ? 90000 : -90000;
-    return code;
-}
-"""
-
-
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_a_wall_clock_that_jumps_by_a_day_changes_nothing(alone: Any, tmp_path: Path) -> None:
-    (tmp_path / "clock.c").write_text(CLOCK)
-    library = tmp_path / "clock.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
-    env = os.environ | {"LD_PRELOAD": str(library)}
+    env = os.environ | {"LD_PRELOAD": str(torture.jumping_clock(tmp_path))}
     days = subprocess.run(
         [sys.executable, "-c", "import time; t = [time.time() for _ in range(9)]; print(max(t) - min(t))"],
         env=env, capture_output=True, check=True, text=True,

@@ -21,7 +21,8 @@ from metaopt.study import shared
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
 from metaopt.study.ledger import ATTEMPTS, Ledger
-from metaopt.study.shared import AWAY, SILENT, Shared, Store, open_store
+from metaopt.study.patience import AWAY
+from metaopt.study.shared import SILENT, Shared, Store, open_store
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 

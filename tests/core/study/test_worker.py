@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from metaopt import cli, supervise
-from metaopt.study import worker
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
@@ -161,6 +160,75 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
     assert {state for state, _ in cluster.finished(postgres.url, "away")} <= {"COMPLETE", "PRUNED"}
 
 
+def test_a_worker_whose_database_is_away_when_it_first_starts_waits_for_it(
+    postgres: Any, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "late"}))
+    assert cli.main(["study", "create", str(tmp_path / "tiny.yaml")]) == 0
+    postgres.stop("fast")
+    process = begin(tmp_path, "worker", "--study", "late", "--quiet")
+    assert process.stderr
+    try:
+        waits = process.stderr.readline()
+    finally:
+        postgres.start()
+    assert re.match(r"the storage does not answer \(.*onnection.*\); again in \d\.\d s$", waits), waits
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "the storage answers again" in said
+    assert len(cluster.finished(postgres.url, "late")) == 6
+
+
+def test_a_database_that_is_not_there_is_a_users_mistake_and_not_waited_for(
+    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_STORAGE", postgres.url.rpartition("/")[0] + "/nowhere")
+    process = begin(tmp_path, "worker", "--study", "tiny")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("metaopt: --storage: cannot open that storage (")
+    assert said.endswith("; see that the database is there and answers, as by psql\n")
+    assert said.count("\n") == 1
+
+
+def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
+    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+) -> None:
+    journal("budget.tasks=4000")
+
+    def running() -> list[dict[str, Any]]:
+        [study] = json.loads(metaopt("study", "status", "--json")[1])["studies"]
+        found: list[dict[str, Any]] = study["running"]
+        return found
+
+    frozen = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    [held] = until(running)
+    [process] = workers_of(frozen)
+    os.kill(process, signal.SIGSTOP)
+    other = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    try:
+        until(lambda: {**held, "attempt": 2} in running())
+    finally:
+        os.kill(process, signal.SIGCONT)
+    for one in (other, frozen):
+        _, said = one.communicate(timeout=120)
+        assert one.returncode == 0, said
+    assert " 0 failed, 0 running, 0 of 6 left" in metaopt("study", "status")[1]
+    trials = every_result(tmp_path / "shared.log")
+    assert sorted(map(len, trials.values())) == [1] * 6, "each has one result"
+
+
+def every_result(journal: Path) -> dict[int, list[Any]]:
+    """Return by trial every result that was ever written to a journal."""
+    found: dict[int, list[Any]] = {}
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        if "result" in entry.get("user_attr", {}):
+            found.setdefault(entry["trial_id"], []).append(entry["user_attr"]["result"])
+    return found
+
+
 @pytest.mark.parametrize("url", ["journal", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 def test_workers_that_are_killed_at_random_make_exactly_as_many_trials(url: str, tmp_path: Path) -> None:
     lab(
@@ -261,52 +329,21 @@ def test_a_password_is_in_no_message_and_no_command_line(
 ) -> None:
     pytest.importorskip("psycopg", reason="needs the extra [postgres]")
     monkeypatch.setenv("METAOPT_STORAGE", "postgresql://me:hunter2@127.0.0.1:1/x")
-    seen = set[str]()
     process = begin(tmp_path, "worker", "--study", "tiny", "--workers", "2")
-    while process.poll() is None:
-        for number in (process.pid, *(workers_of(process) if process.poll() is None else [])):
-            try:
-                seen.add(Path(f"/proc/{number}/cmdline").read_text())
-            except OSError:
-                continue
-        time.sleep(0.01)
-    said = process.communicate()[1]
-    assert process.returncode == 2
-    assert said.count("cannot open that storage (") == 2, said
+    assert process.stderr
+    said = "".join(process.stderr.readline() for _ in range(3))
+    assert said.count("the storage does not answer (") == 3, said
+    seen = {Path(f"/proc/{number}/cmdline").read_text() for number in (process.pid, *workers_of(process))}
+    process.terminate()
+    said += process.communicate()[1]
+    assert process.returncode == cli.INTERRUPTED
     assert "hunter2" not in said + "".join(seen)
     assert any("--study" in line for line in seen)
     assert cli.main(["worker", "--study", "s", "--storage", "postgresql://me:hunter2@127.0.0.1:1/x"]) == 2
     assert "hunter2" not in capsys.readouterr().err
 
 
-# Patience
-
-
-def test_what_needs_the_storage_is_tried_again_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
-    answers: Iterator[Any] = iter([worker.AWAY[0]("postgresql://me:hunter2@x/y is gone"), worker.AWAY[1]("gone"), 7])
-
-    def act() -> Any:
-        if isinstance(answer := next(answers), Exception):
-            raise answer
-        return answer
-
-    assert worker._Patient("postgresql://me:hunter2@x/y", lambda: False)(act) == 7
-    assert [record.message.partition("; again")[0] for record in caplog.records] == [
-        "the storage does not answer (it is gone)", "the storage does not answer (gone)"
-    ]  # fmt: skip
-
-
-def test_a_storage_that_stays_away_is_given_up_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PATIENCE", 0.0)
-
-    def act() -> None:
-        raise worker.AWAY[0]("gone")
-
-    with pytest.raises(worker.UserError, match=r"^the storage does not answer \(gone\); what was finished is kept, so"):
-        worker._Patient("x", lambda: False)(act)
+# Places
 
 
 def test_a_place_whose_worker_dies_at_once_is_left_empty_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

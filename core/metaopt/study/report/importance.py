@@ -21,6 +21,8 @@ from metaopt.study.report.tried import Tried
 
 FEWEST = 8
 """Trials of a learner below which importance within it says nothing."""
+MOST = 2000
+"""Trials of a learner that are looked at and drawn: more say no more, and take minutes."""
 MOST_LEARNERS = 6
 """Whose importances are drawn: the best ones."""
 SLICES = 9
@@ -36,6 +38,12 @@ EARLY_TO_LATE = [[0, "#9db9e4"], [0.5, "#7a6fc8"], [1, "#c2487f"]]
 def scored(trials: Sequence[Tried]) -> list[Tried]:
     """Return the trials that have a score, those raced out included: told so, they are not forgotten."""
     return [trial for trial in trials if trial.values]
+
+
+def few(trials: Sequence[Tried], learner: str) -> list[Tried]:
+    """Return a learner's trials that have a score; where they are many, some of them, evenly from first to last."""
+    own = [trial for trial in scored(trials) if trial.learner == learner]
+    return [own[at * len(own) // MOST] for at in range(MOST)] if len(own) > MOST else own
 
 
 def share_of_variance(trials: Sequence[Tried]) -> float | None:
@@ -73,7 +81,7 @@ def within(board: Board, trials: Sequence[Tried], of: Mapping[str, str]) -> list
                 "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
             }
         ]
-        count = sum(trial.learner == learner for trial in scored(trials))
+        count = len(few(trials, learner))
         layout = {"xaxis": {"tickformat": ".0%", "rangemode": "tozero"}, "bargap": 0.35}
         reading = f"{learner}, {count} trials: how much each setting decides which of them are among its best."
         figures.append(Figure(f"importance-{learner}", reading, data, layout, height=110 + 30 * len(shown)))
@@ -85,7 +93,7 @@ def ranked(trials: Sequence[Tried], learner: str, direction: str) -> dict[str, f
 
     PED-ANOVA: how differently a hyperparameter is distributed among the best trials. Empty where too little was tried.
     """
-    own = [trial for trial in scored(trials) if trial.learner == learner]
+    own = few(trials, learner)
     names = _varied(own)
     if len(own) < FEWEST or not names:
         return {}
@@ -96,10 +104,12 @@ def ranked(trials: Sequence[Tried], learner: str, direction: str) -> dict[str, f
         return get_param_importances(_alone(own, direction), evaluator=evaluator, params=names)
 
 
-def slices(board: Board, trials: Sequence[Tried], learner: str) -> list[Figure]:
-    """Return a slice of the scores along each of the learner's most important hyperparameters."""
-    own = [trial for trial in scored(trials) if trial.learner == learner]
-    names = list(ranked(trials, learner, board["direction"])) or _varied(own)
+def slices(
+    board: Board, trials: Sequence[Tried], learner: str, ranks: Mapping[str, float] | None = None
+) -> list[Figure]:
+    """Return a slice of the scores along each of the learner's most important hyperparameters, as `ranked` has them."""
+    own = few(trials, learner)
+    names = list(ranked(trials, learner, board["direction"]) if ranks is None else ranks) or _varied(own)
     if len(own) < 3 or not names:
         return []
     study, figures = _alone(own, board["direction"]), []
@@ -112,16 +122,18 @@ def slices(board: Board, trials: Sequence[Tried], learner: str) -> list[Figure]:
     return figures
 
 
-def contours(board: Board, trials: Sequence[Tried], learner: str) -> list[Figure]:
+def contours(
+    board: Board, trials: Sequence[Tried], learner: str, ranks: Mapping[str, float] | None = None
+) -> list[Figure]:
     """Return the score over pairs of the learner's three most important hyperparameters that are numbers.
 
     Drawn smoothed: Optuna's own contour goes through every trial, and of noisy scores that makes stripes.
     """
-    own = [trial for trial in scored(trials) if trial.learner == learner]
+    own = few(trials, learner)
     named = {plain(name, 60): name for trial in own for name in trial.frozen.params}
     numbers = [
         named[name]
-        for name in ranked(trials, learner, board["direction"])
+        for name in (ranked(trials, learner, board["direction"]) if ranks is None else ranks)
         if len({trial.frozen.params[named[name]] for trial in own if named[name] in trial.frozen.params}) >= LEVELS
         and not any(isinstance(trial.frozen.distributions.get(named[name]), CategoricalDistribution) for trial in own)
     ]
