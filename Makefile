@@ -90,7 +90,7 @@ reproduce: .venv/metaopt
 	$(BIN)/python docs/fill_readme.py
 
 challenge: .venv/metaopt
-	$(BIN)/python docs/challenge.py
+	$(BIN)/python docs/challenge.py --set final.cpu_seconds=900
 
 ladder: .venv/metaopt
 	$(BIN)/python docs/ladder.py

@@ -1,7 +1,7 @@
 """The Omniglot challenge from five alphabets: `make challenge`.
 
 Runs studies/omniglot-challenge.yaml from several seeds on each of the two official small sets of alphabets, and scores
-each winner once on the 20 official runs. `--set final.cpu_seconds=1300` trains the winner longer. Writes
+each winner once on the 20 official runs. `--set final.cpu_seconds=900` trains the winner longer. Writes
 docs/results/challenge.json, from which the README's table is made, and prints the mean error at the end.
 """
 
