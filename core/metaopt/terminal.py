@@ -16,7 +16,7 @@ from rich.table import Table
 from metaopt import tune
 from metaopt.errors import plain
 from metaopt.plugins import LEAVE_OUT
-from metaopt.study.leaderboard import interval, number
+from metaopt.study.leaderboard import interval, number, which
 
 if TYPE_CHECKING:
     from metaopt.study.trial import Bench, Job, TrialResult
@@ -153,6 +153,28 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
+def show_portfolio(found: Mapping[str, Any]) -> None:
+    """Print the studies of a portfolio: what their tasks were like, and each learner's best score there."""
+    out, found = console(), _plain(found)
+    if not found["studies"]:
+        out.print(f"{found['portfolio']} holds no studies; add some by `metaopt portfolio add`, or name it in a study")
+    for one in found["studies"]:
+        told, what = one["description"], "as an earlier version kept it, without what its tasks are like"
+        if told:
+            shape = " × ".join(map(str, told["shape"]))
+            what = f"{told['inputs']}s of {shape}" + (" as streams" if told["stream"] else "")
+            sizes = f"{told['n_way']}-way {told['n_shot']}-shot" if told["kind"] == "classification" else (
+                f"{told['n_shot']} points"
+            )  # fmt: skip
+            pool = [f"{told[key]:,} {key}" for key in ("classes", "groups") if told[key]]
+            near = f"nearest {told['nearest']:.2f}" if told["nearest"] is not None else ""
+            what = ", ".join(filter(None, [sizes, what, *pool, near]))
+        far = f"distance {one['distance']:.2f}; " if one.get("distance") is not None else ""
+        out.print(f"{one['study']}: {far}{what}")
+        best = ", ".join(f"{had['learner']} {number(had['mean'])}" for had in one["learners"])
+        out.print(f"  {one['objective']}: {best}")
+
+
 def show_created(made: Mapping[str, Any]) -> None:
     """Print what `study create` did, and what comes next."""
     out, name = console(), made["study"]
@@ -229,7 +251,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
         report = winner["report"]
         kind = "transductive" if winner["transductive"] else "inductive"
         out.print(
-            f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
+            f"winner: {winner['learner']} ({which(winner)}), {board['objective']} {interval(report)} on "
             f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
         )
         if final := winner.get("final"):
@@ -245,7 +267,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
             behind = entry["behind"]
             verdict = "told apart" if behind["told_apart"] else "not told apart"
             out.print(
-                f"  ahead of trial {entry['trial']} by {interval(behind)} on the same fresh tasks: {verdict} "
+                f"  ahead of {which(entry)} by {interval(behind)} on the same fresh tasks: {verdict} "
                 f"(p = {behind['p']:.2g})"
             )
     for name, value in winner["params"].items():
@@ -279,7 +301,7 @@ def _finalists(board: Mapping[str, Any]) -> Table:
         table.add_row(
             str(entry["rank"]),
             entry["learner"] + flag,
-            str(entry["trial"]),
+            "–" if "members" in entry else str(entry["trial"]),
             interval(entry["search"]),
             interval(entry["fresh"]),
             interval(report if entry["rank"] == 1 else None),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaopt import seeds
+from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
 from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
@@ -161,17 +162,14 @@ def _trials(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Bo
 def _finalists(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Board) -> Iterator[Finding]:
     entries = board["finalists"]
     best = [one.number for one in leaderboard.ranked(bench, trials)[: bench.study.evaluation.finalists]]
-    out = [entry["trial"] for entry in entries if entry["trial"] not in best]
+    out = [entry["trial"] for entry in entries if "members" not in entry and entry["trial"] not in best]
+    out += [one["trial"] for entry in entries for one in entry.get("members", ()) if one["trial"] not in best]
     yield _verdict("finalists", out, "are of the best trials of the search", "are not")
     wrong, fresh = [], []
     for entry in entries:
-        mean = _scores(
-            bench,
-            *(
-                folder / FINALISTS / f"{entry['trial']:05d}-{repeat}.npy"
-                for repeat in range(len(entry["fresh"]["repeats"]))
-            ),
-        )
+        names = [f"{entry['trial']:05d}-{repeat}.npy" for repeat in range(len(entry["fresh"]["repeats"]))]
+        names = [f"{Ensemble.name}.npy"] if "members" in entry else names
+        mean = _scores(bench, *(folder / FINALISTS / name for name in names))
         mean = bench.decided(mean) if mean else None
         fresh.append(mean)
         if mean is None or (mean.mean, mean.ci95) != (entry["fresh"]["mean"], entry["fresh"]["ci95"]):

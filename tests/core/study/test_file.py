@@ -187,6 +187,7 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "strategy": "bandit",
         "sampler": "tpe",
         "warm_start": [],
+        "portfolio": None,
         "prune": True,
         "executor": "auto",
             "precision": "float32",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from metaopt.study.leaderboard import which
 from metaopt.study.report.tried import Tried
 
 Board = Mapping[str, Any]
@@ -92,7 +93,7 @@ def intervals(board: Board) -> Figure:
         "xaxis": {"title": {"text": plain(board["objective"])}},
         "yaxis": {
             "tickvals": list(range(len(entries))),
-            "ticktext": [f"{entry['rank']} · {plain(entry['learner'])} (trial {entry['trial']})" for entry in entries],
+            "ticktext": [f"{entry['rank']} · {plain(entry['learner'])} ({which(entry)})" for entry in entries],
             "range": [len(entries) - 0.5, -0.5],
             "showgrid": False,
         },
@@ -116,7 +117,7 @@ def shrinkage(board: Board) -> Figure:
         ]
         shown = [(stage + 0.03 * (at - (n - 1) / 2), score) for stage, score in enumerate(stages) if score]
         colour = COLOURS[at] if at < len(COLOURS) else OTHER
-        title = f"{plain(entry['learner'])} (trial {entry['trial']})"
+        title = f"{plain(entry['learner'])} ({which(entry)})"
         data.append(
             {
                 "type": "scatter",
