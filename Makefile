@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge readme screenshots bench bench-speed bench-share bench-search cluster torture load fuzz fuzz-guided pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge portfolio readme screenshots bench bench-speed bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -19,6 +19,8 @@ help:
 	@echo "make bench-speed measure meta-training and evaluation beside four peers, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
+	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
+	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
 	@echo "make torture    kill studies 200 times and more, fill their disk, freeze their workers; five minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
@@ -31,6 +33,7 @@ help:
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
+	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -92,6 +95,9 @@ reproduce: .venv/metaopt
 challenge: .venv/metaopt
 	$(BIN)/python docs/challenge.py
 
+portfolio: .venv/metaopt
+	$(BIN)/python docs/portfolio.py
+
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
 	$(BIN)/python docs/reference.py
@@ -101,6 +107,12 @@ screenshots: .venv/dev
 
 bench-search: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/search.py --json docs/results/search.json
+
+bench-real: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/search_real.py --json docs/results/search-real.json
+
+bench-warm: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/warm.py --json docs/results/warm.json
 
 bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl

@@ -202,7 +202,7 @@ def show_status(found: Mapping[str, Any], *, one: bool) -> None:
             out.print(f"  {best['learner']:<12} {interval(best)}   trial {best['trial']}")
         if winner := study["winner"]:
             out.print(
-                f"  winner: {winner['learner']} (trial {winner['trial']}), {interval(winner)} on {winner['tasks']} "
+                f"  winner: {winner['learner']} ({_trial(winner)}), {interval(winner)} on {winner['tasks']} "
                 "test tasks that no trial has touched"
             )
         elif study["status"] == "to be finished":
@@ -227,7 +227,7 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
         out.print(_finalists(board))
         _show_winner(out, board)
         if len(board["tested"]) > 1:
-            times = ", ".join(f"{one['what']} of trial {one['trial']}" for one in board["tested"])
+            times = ", ".join(f"{one['what']} of {_trial(one)}" for one in board["tested"])
             out.print(f"The test pool was scored {len(board['tested'])} times ({times}): choosing by it is no test.")
         out.print("best of each learner in the search:")
         for learner, entry in board["learners"].items():
@@ -242,6 +242,10 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
             out.print(f"interrupted; what is done is in {folder}; the same command goes on from here")
         case _:
             out.print("nothing came to a final score; mend the failures above, or give more time")
+
+
+def _trial(entry: Mapping[str, Any]) -> str:
+    return f"trial {entry['trial']}" if entry["trial"] >= 0 else "several trials"
 
 
 def _show_winner(out: Console, board: Mapping[str, Any]) -> None:

@@ -30,6 +30,8 @@ from metaopt.train import Scores
 N_TASKS = 64
 """Drawn from each pool to look for examples that two of them share, where a sampler does not hold its examples."""
 
+MAY_DIFFER = {"trials", "timeout", "evaluation", "prefer", "warm_start", "portfolio"}
+"""Keys of a study that may have changed since it began."""
 Board = Mapping[str, Any]
 
 
@@ -122,7 +124,7 @@ def _study(bench: Bench, stored: Mapping[str, Any], board: Board) -> Finding:
     odd = [
         key
         for key in described
-        if key not in {"trials", "timeout", "evaluation", "prefer"} and stored.get(key) != described[key]
+        if key not in MAY_DIFFER and stored.get(key) != described[key]
     ]
     odd += [key for key in ("seed", "search_on") if board[key] != described[key]]
     odd += ["objective"] if board["objective"] != bench.study.objective else []

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import metaopt
 from metaopt import plugins, seeds
 from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
-from metaopt.estimator import FewShotClassifier, FewShotRegressor
+from metaopt.estimator import FewShotClassifier
 from metaopt.study import audit, leaderboard, model, report, search
 from metaopt.study.file import MEMBERS, resolve
 from metaopt.study.ledger import read_scores
-from metaopt.study.trial import Bench, Job, Member
+from metaopt.study.trial import Bench, Done, Job, Member
 from metaopt.terminal import Quiet, show_board
 from metaopt.train import Budget, predict
 
@@ -173,18 +173,25 @@ def test_it_may_be_asked_for_after_the_search(tmp_path: Path) -> None:
 
 
 def test_of_regression_the_targets_are_averaged(tmp_path: Path) -> None:
-    changes = {
-        "tasks": {"sampler": "sinusoid", "n_shot": 5},
-        "learners": ["maml", "reptile", "finetune"],
-        "outer": {"lr": {"low": 3e-4, "high": 1e-2}},
-        "evaluation": {"tasks": 30, "finalists": 3, "report_tasks": 60, "ensemble": 5},
-    }
-    first, *others = search.run(bench_of(**changes), tmp_path / "e", Quiet())["finalists"]
-    assert "members" in first
-    assert all(first["fresh"]["mean"] <= one["fresh"]["mean"] for one in others), "less is better"
-    regressor = metaopt.load(tmp_path / "e")
-    assert isinstance(regressor, FewShotRegressor)
-    assert regressor.fit([[0.0], [1.0]], [0.0, 1.0]).predict([[0.5]]).shape == (1,)
+    bench = bench_of(tasks={"sampler": "sinusoid", "n_shot": 5}, learners=["finetune"])
+    params, members = bench.study.space.default("finetune"), list[Member]()
+    for number, always in enumerate((-1.5, 1.0)):
+        learner = bench.build(params, seed=0)
+        for weight in learner.parameters():
+            torch.nn.init.zeros_(weight)
+        torch.nn.init.constant_(list(learner.parameters())[-1], always)
+        members.append(Member(number, params, 0, tmp_path / f"{number}.safetensors"))
+        save_file(learner.state_dict(), members[-1].weights)
+
+    def scored(*of: Member, choose: int = 0) -> Done:
+        ensemble = {"learner": "ensemble"}
+        return bench.run(Job(-1, ensemble, 0, Budget(tasks=1), "validation", "x", 40, members=of, choose=choose))
+
+    together = scored(*members, choose=9)
+    assert together.result.mean is not None
+    assert {one.number for one in together.members} == {0, 1}, "the mean of what errs to either side errs less"
+    assert all(together.result.mean < (scored(one).result.mean or 0.0) for one in members)
+    assert [one.temperature for one in together.members] == [1.0, 1.0]
 
 
 def test_where_nobody_helps_the_best_there_is_no_ensemble(tmp_path: Path) -> None:
