@@ -86,6 +86,8 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=portfolio.SHIPPED)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.only == list(STUDIES):
+        options.to.unlink(missing_ok=True)
     for name in options.only:
         began = time.process_time()
         try:
