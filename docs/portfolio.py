@@ -66,6 +66,7 @@ SHARED: dict[str, Any] = {
     "trials": 24,
     "budget": {"cpu_seconds": 3},
     "evaluation": {"tasks": 100, "finalists": 1, "report_tasks": 100},
+    "prune": False,  # a trial that is stopped since another learner is better is none of its own learner's best
 }
 
 

@@ -121,11 +121,7 @@ def _test_tasks(board: Board, record: Sequence[Mapping[str, Any]]) -> Finding:
 
 def _study(bench: Bench, stored: Mapping[str, Any], board: Board) -> Finding:
     described = bench.study.to_dict()
-    odd = [
-        key
-        for key in described
-        if key not in MAY_DIFFER and stored.get(key) != described[key]
-    ]
+    odd = [key for key in described if key not in MAY_DIFFER and stored.get(key) != described[key]]
     odd += [key for key in ("seed", "search_on") if board[key] != described[key]]
     odd += ["objective"] if board["objective"] != bench.study.objective else []
     if odd:
