@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder readme screenshots bench bench-speed bench-executors bench-share bench-search cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -20,6 +20,8 @@ help:
 	@echo "make bench-executors measure each learner under each executor, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
+	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
+	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
 	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled; ten minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
@@ -33,6 +35,7 @@ help:
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
+	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -95,6 +98,9 @@ challenge: .venv/metaopt
 ladder: .venv/metaopt
 	$(BIN)/python docs/ladder.py
 
+portfolio: .venv/metaopt
+	$(BIN)/python docs/portfolio.py
+
 readme: .venv/dev
 	$(BIN)/python docs/fill_readme.py
 	$(BIN)/python docs/reference.py
@@ -104,6 +110,12 @@ screenshots: .venv/dev
 
 bench-search: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/search.py --json docs/results/search.json
+
+bench-real: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/search_real.py --json docs/results/search-real.json
+
+bench-warm: .venv/metaopt
+	$(BIN)/python -W ignore benchmarks/warm.py --json docs/results/warm.json
 
 bench: .venv/metaopt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt easyfsl

@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _study_arguments(_group(commands, "study", "run a study, show what it found"))
     _tasks_arguments(_group(commands, "tasks", "look at the tasks of a study"))
+    _portfolio_arguments(
+        _group(commands, "portfolio", "what studies found best for their tasks, for others to begin by")
+    )
     _plugin_arguments(
         _group(commands, "plugin", "list what is installed, with ranges and papers; make and check your own")
     )
@@ -223,6 +226,17 @@ def _plugin_arguments(plugin: Any) -> None:
         kinds.add_argument(f"--{flag}", dest="kind", action="store_const", const=kind, default="learner", help=noun)
     new.add_argument("--output", type=Path, metavar="DIR", help="the project's folder (default: metaopt-NAME)")
     _json(new)
+
+
+def _portfolio_arguments(portfolio: Any) -> None:
+    add = _command(portfolio, "add", _portfolio_add, "add what finished studies found best to a portfolio")
+    add.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="run folders")
+    add.add_argument("--to", type=Path, required=True, metavar="FILE", help="the portfolio: portfolio.json")
+    _json(add)
+    show = _command(portfolio, "show", _portfolio_show, "list the studies of a portfolio and what was best in each")
+    show.add_argument("portfolio", metavar="FILE", help="a portfolio, a run folder, or builtin: what metaopt brings")
+    show.add_argument("--like", metavar="STUDY", help="those first whose tasks are most like this study file's")
+    _json(show)
 
 
 def _tasks_arguments(tasks: Any) -> None:
@@ -581,6 +595,32 @@ def _study_list(options: argparse.Namespace) -> int:
         for path in sorted(_shipped().glob("*.yaml"))
     ]
     _print_json({"studies": studies}) if options.json else terminal.show_studies(studies)
+    return 0
+
+
+def _portfolio_add(options: argparse.Namespace) -> int:
+    from metaopt import plugins
+    from metaopt.study import portfolio
+
+    registry, device = plugins.load(), _torch_device("cpu")
+    added = [one for run in options.runs for one in portfolio.of_run(run, registry, device)]
+    held = portfolio.add(options.to, added)
+    found = {"portfolio": str(options.to), "added": [one.study for one in added], "studies": held}
+    said = f"{options.to}: added {', '.join(one.study for one in added)}; it holds {held}"
+    _print_json(found) if options.json else print(plain(said))  # noqa: T201 - what a command says
+    return 0
+
+
+def _portfolio_show(options: argparse.Namespace) -> int:
+    from metaopt import plugins, terminal
+    from metaopt.study import file, portfolio, trial
+
+    like, device = None, _torch_device("cpu")
+    if options.like:
+        registry = plugins.load()
+        like = trial.Bench(file.load(_study_file(options.like), registry), registry, device)
+    found = {"portfolio": options.portfolio, "studies": portfolio.listed(options.portfolio, like)}
+    _print_json(found) if options.json else terminal.show_portfolio(found)
     return 0
 
 

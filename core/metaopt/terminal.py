@@ -15,7 +15,7 @@ from rich.table import Table
 
 from metaopt import tune
 from metaopt.errors import plain
-from metaopt.study.leaderboard import interval, number
+from metaopt.study.leaderboard import interval, number, which
 
 if TYPE_CHECKING:
     from metaopt.study.trial import Bench, Job, TrialResult
@@ -152,6 +152,28 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
+def show_portfolio(found: Mapping[str, Any]) -> None:
+    """Print the studies of a portfolio: what their tasks were like, and each learner's best score there."""
+    out, found = console(), _plain(found)
+    if not found["studies"]:
+        out.print(f"{found['portfolio']} holds no studies; add some by `metaopt portfolio add`, or name it in a study")
+    for one in found["studies"]:
+        told, what = one["description"], "as an earlier version kept it, without what its tasks are like"
+        if told:
+            shape = " × ".join(map(str, told["shape"]))
+            what = f"{told['inputs']}s of {shape}" + (" as streams" if told["stream"] else "")
+            sizes = f"{told['n_way']}-way {told['n_shot']}-shot" if told["kind"] == "classification" else (
+                f"{told['n_shot']} points"
+            )  # fmt: skip
+            pool = [f"{told[key]:,} {key}" for key in ("classes", "groups") if told[key]]
+            near = f"nearest {told['nearest']:.2f}" if told["nearest"] is not None else ""
+            what = ", ".join(filter(None, [sizes, what, *pool, near]))
+        far = f"distance {one['distance']:.2f}; " if one.get("distance") is not None else ""
+        out.print(f"{one['study']}: {far}{what}")
+        best = ", ".join(f"{had['learner']} {number(had['mean'])}" for had in one["learners"])
+        out.print(f"  {one['objective']}: {best}")
+
+
 def show_created(made: Mapping[str, Any]) -> None:
     """Print what `study create` did, and what comes next."""
     out, name = console(), made["study"]
@@ -179,7 +201,7 @@ def show_status(found: Mapping[str, Any], *, one: bool) -> None:
             out.print(f"  {best['learner']:<12} {interval(best)}   trial {best['trial']}")
         if winner := study["winner"]:
             out.print(
-                f"  winner: {winner['learner']} (trial {winner['trial']}), {interval(winner)} on {winner['tasks']} "
+                f"  winner: {winner['learner']} ({_trial(winner)}), {interval(winner)} on {winner['tasks']} "
                 "test tasks that no trial has touched"
             )
         elif study["status"] == "to be finished":
@@ -204,7 +226,7 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
         out.print(_finalists(board))
         _show_winner(out, board)
         if len(board["tested"]) > 1:
-            times = ", ".join(f"{one['what']} of trial {one['trial']}" for one in board["tested"])
+            times = ", ".join(f"{one['what']} of {_trial(one)}" for one in board["tested"])
             out.print(f"The test pool was scored {len(board['tested'])} times ({times}): choosing by it is no test.")
         out.print("best of each learner in the search:")
         for learner, entry in board["learners"].items():
@@ -221,6 +243,10 @@ def show_board(board: Mapping[str, Any], folder: Path) -> None:
             out.print("nothing came to a final score; mend the failures above, or give more time")
 
 
+def _trial(entry: Mapping[str, Any]) -> str:
+    return f"trial {entry['trial']}" if entry["trial"] >= 0 else "several trials"
+
+
 def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
     """Print how the winner did, whether it is told apart from the other finalists, and its pipeline."""
     winner = board["finalists"][0]
@@ -228,7 +254,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
         report = winner["report"]
         kind = "transductive" if winner["transductive"] else "inductive"
         out.print(
-            f"winner: {winner['learner']} (trial {winner['trial']}), {board['objective']} {interval(report)} on "
+            f"winner: {winner['learner']} ({which(winner)}), {board['objective']} {interval(report)} on "
             f"{report['tasks']} {report['pool']} tasks that no trial has touched, {kind}"
         )
         if final := winner.get("final"):
@@ -244,7 +270,7 @@ def _show_winner(out: Console, board: Mapping[str, Any]) -> None:
             behind = entry["behind"]
             verdict = "told apart" if behind["told_apart"] else "not told apart"
             out.print(
-                f"  ahead of trial {entry['trial']} by {interval(behind)} on the same fresh tasks: {verdict} "
+                f"  ahead of {which(entry)} by {interval(behind)} on the same fresh tasks: {verdict} "
                 f"(p = {behind['p']:.2g})"
             )
     for name, value in winner["params"].items():
@@ -278,7 +304,7 @@ def _finalists(board: Mapping[str, Any]) -> Table:
         table.add_row(
             str(entry["rank"]),
             entry["learner"] + flag,
-            str(entry["trial"]),
+            "–" if "members" in entry else str(entry["trial"]),
             interval(entry["search"]),
             interval(entry["fresh"]),
             interval(report if entry["rank"] == 1 else None),

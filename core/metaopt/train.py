@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from metaopt import seeds, tune
 from metaopt.checkpoint import Checkpoint, Moving
+from metaopt.ensemble import Ensemble
 from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
@@ -302,7 +303,11 @@ def fit_temperature(
     for played in play(learner, sampler, "train", TEMPERATURE_TASKS, executor, draw=draw, device=device):
         parts.append(played.predictions.flatten(0, 1).double())  # (n_tasks * n_queries, n_way)
         truth.append(played.batch.query_y.flatten())
-    scores, labels = torch.cat(parts), torch.cat(truth)
+    return temperature_of(torch.cat(parts), torch.cat(truth))
+
+
+def temperature_of(scores: Tensor, labels: Tensor) -> float:
+    """Return what divides class scores (n, n_way) so that labels (n,) are most likely; 1 where none are finite."""
     kept = scores.isfinite().all(1)
     if not kept.any():
         return 1.0
@@ -321,6 +326,8 @@ def fit_temperature(
 
 def predict(learner: Learner, executor: Executor, batch: TaskBatch, views: Generator) -> Tensor:
     """Return predictions (n_tasks, n_queries, n_outputs), averaged over as many views of the tasks as are asked for."""
+    if isinstance(learner, Ensemble):  # each member as it is by itself, views and all
+        return learner.mean([predict(one, executor, batch, views) for one in learner.learners()])
     if learner.spec.kind != "classification":
         return predictions_of(learner, executor, batch)
     return averaged([predictions_of(learner, executor, view) for view in learner.augment.views(batch, views)])

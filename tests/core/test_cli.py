@@ -685,3 +685,29 @@ def test_sizes_of_data_are_refused_beside_a_study_file(capsys: pytest.CaptureFix
     err = capsys.readouterr().err
     assert "--way is for data, and quickstart is a study file" in err
     assert len(err.splitlines()) == 1
+
+
+# Portfolios
+
+
+def test_what_runs_found_is_collected_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+name: points
+tasks: {sampler: gaussian, n_way: 3, n_shot: 1, n_query: 4}
+learners: [pixels, protonet]
+encoder: {mlp: {width: 8}}
+trials: 2
+budget: {tasks: 8}
+evaluation: {tasks: 20, finalists: 1, report_tasks: 20}
+"""
+    (tmp_path / "study.yaml").write_text(text)
+    run, portfolio = str(tmp_path / "run"), tmp_path / "p.json"
+    assert main(["study", "run", str(tmp_path / "study.yaml"), "--output", run, "--quiet"]) == 0
+    (tmp_path / "run" / "portfolio.json").unlink()  # as in a run of an earlier version: the tasks are looked at now
+    assert main(["portfolio", "add", run, "--to", str(portfolio)]) == 0
+    assert main(["portfolio", "show", str(portfolio), "--like", str(tmp_path / "study.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert f"{portfolio}: added points; it holds 1" in out
+    assert re.search(r"points: distance 0\.00; 3-way 1-shot, vectors of 16, nearest 0\.\d\d\n  accuracy: \w+ 0\.", out)
+    assert main(["portfolio", "show", str(tmp_path / "nowhere")]) == 2
+    assert main(["portfolio", "add", str(tmp_path), "--to", str(portfolio)]) == 2

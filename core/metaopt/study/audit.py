@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metaopt import seeds
+from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
 from metaopt.objective import MetaObjective
 from metaopt.plugins import Registry
@@ -29,6 +30,8 @@ from metaopt.train import Scores
 N_TASKS = 64
 """Drawn from each pool to look for examples that two of them share, where a sampler does not hold its examples."""
 
+MAY_DIFFER = {"trials", "timeout", "evaluation", "prefer", "warm_start", "portfolio"}
+"""Keys of a study that may have changed since it began."""
 Board = Mapping[str, Any]
 
 
@@ -118,11 +121,7 @@ def _test_tasks(board: Board, record: Sequence[Mapping[str, Any]]) -> Finding:
 
 def _study(bench: Bench, stored: Mapping[str, Any], board: Board) -> Finding:
     described = bench.study.to_dict()
-    odd = [
-        key
-        for key in described
-        if key not in {"trials", "timeout", "evaluation", "prefer"} and stored.get(key) != described[key]
-    ]
+    odd = [key for key in described if key not in MAY_DIFFER and stored.get(key) != described[key]]
     odd += [key for key in ("seed", "search_on") if board[key] != described[key]]
     odd += ["objective"] if board["objective"] != bench.study.objective else []
     if odd:
@@ -161,17 +160,14 @@ def _trials(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Bo
 def _finalists(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Board) -> Iterator[Finding]:
     entries = board["finalists"]
     best = [one.number for one in leaderboard.ranked(bench, trials)[: bench.study.evaluation.finalists]]
-    out = [entry["trial"] for entry in entries if entry["trial"] not in best]
+    out = [entry["trial"] for entry in entries if "members" not in entry and entry["trial"] not in best]
+    out += [one["trial"] for entry in entries for one in entry.get("members", ()) if one["trial"] not in best]
     yield _verdict("finalists", out, "are of the best trials of the search", "are not")
     wrong, fresh = [], []
     for entry in entries:
-        mean = _scores(
-            bench,
-            *(
-                folder / FINALISTS / f"{entry['trial']:05d}-{repeat}.npy"
-                for repeat in range(len(entry["fresh"]["repeats"]))
-            ),
-        )
+        names = [f"{entry['trial']:05d}-{repeat}.npy" for repeat in range(len(entry["fresh"]["repeats"]))]
+        names = [f"{Ensemble.name}.npy"] if "members" in entry else names
+        mean = _scores(bench, *(folder / FINALISTS / name for name in names))
         mean = bench.decided(mean) if mean else None
         fresh.append(mean)
         if mean is None or (mean.mean, mean.ci95) != (entry["fresh"]["mean"], entry["fresh"]["ci95"]):

@@ -56,6 +56,7 @@ KEYS = (
     "strategy",
     "sampler",
     "warm_start",
+    "portfolio",
     "prune",
     "executor",
     "precision",
@@ -63,6 +64,10 @@ KEYS = (
     "limits",
     "seed",
 )
+BUILTIN = "builtin"
+"""In `warm_start`: the portfolio that comes with metaopt."""
+MEMBERS = 10
+"""Of an ensemble, where a study says `ensemble: true`."""
 MAX_BYTES = 1_000_000
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 """What reading YAML raises: ValueError for numbers of thousands of digits."""
@@ -142,7 +147,7 @@ class Tasks:
 @dataclass(frozen=True)
 class Evaluation:
     """How many tasks score a trial, in how many folds, how many trials are finalists, how often each of these is
-    meta-trained anew, and how many fresh tasks score those.
+    meta-trained anew, how many fresh tasks score those, and of how many members an ensemble of them may be.
     """
 
     tasks: int = 200
@@ -151,6 +156,8 @@ class Evaluation:
     finalists: int = 3
     repeats: int = 1
     report_tasks: int = 1000
+    ensemble: int = 0
+    """Members, of whom one may be there several times; 0 for no ensemble."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,9 @@ class Study:
     sampler: str
     """Which of Optuna's samplers models it."""
     warm_start: tuple[str, ...]
-    """Run folders of other studies, whose best pipeline of each learner is tried after the defaults."""
+    """Portfolios and run folders of other studies, whose best pipelines are tried after the defaults."""
+    portfolio: str | None
+    """A file to which the study adds what it found best, when it is finished."""
     prune: bool
     """Whether a hopeless trial is stopped during meta-training."""
     executor: str
@@ -255,6 +264,7 @@ class Study:
             "strategy": self.strategy,
             "sampler": self.sampler,
             "warm_start": list(self.warm_start),
+            "portfolio": self.portfolio,
             "prune": self.prune,
             "executor": self.executor,
             "precision": self.space.precision,
@@ -389,6 +399,9 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
     if raw.get("search_on") == "test" and (evaluation.folds or raw.get("final") is not None):
         top.fail("evaluation.folds" if evaluation.folds else "final", "the train and validation pools are divided or "
                  "put together, and this study searches on the test pool; leave out one of the two")  # fmt: skip
+    final = _budget(top, "final") if raw.get("final") is not None else budget if evaluation.folds else None
+    if evaluation.ensemble:
+        _refuse_ensemble(top, registry, objectives, final)
     return Study(
         name=name,
         tasks=tasks,
@@ -401,10 +414,11 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         timeout=top.get("timeout", duration, None),
         budget=budget,
         evaluation=evaluation,
-        final=_budget(top, "final") if raw.get("final") is not None else budget if evaluation.folds else None,
+        final=final,
         strategy=top.get("strategy", _one_of(*STRATEGIES), "joint" if raw.get("sampler") == "qmc" else STRATEGIES[0]),
         sampler=top.get("sampler", _one_of(*SAMPLERS), next(iter(SAMPLERS))),
         warm_start=top.get("warm_start", _paths, ()),
+        portfolio=top.get("portfolio", _path, None),
         prune=top.get("prune", _flag, True),
         executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
         isolation=top.get("isolation", _one_of("none", "process"), "none"),
@@ -715,12 +729,32 @@ def _evaluation(top: _Mapping) -> Evaluation:
         evaluation.fail("folds", "one fold leaves nothing to train on; set 2 or more, or 0 for the validation pool")
     # Of one task there is no interval.
     least = {"tasks": max(2, folds), "folds": 0, "finalists": 1, "repeats": 1, "report_tasks": max(2, folds)}
-    return Evaluation(
-        **{
-            field.name: evaluation.get(field.name, _whole(least[field.name]), field.default)
-            for field in fields(Evaluation)
-        }
-    )
+    given = {key: evaluation.get(key, _whole(low), getattr(Evaluation, key)) for key, low in least.items()}
+    return Evaluation(**given, ensemble=evaluation.get("ensemble", _members, Evaluation.ensemble))
+
+
+def _members(value: object) -> int:
+    if isinstance(value, bool):
+        return MEMBERS if value else 0
+    count = _whole(0)(value)
+    if count == 1:
+        raise ValueError("one member is no ensemble; write true, or a number of 2 or more")
+    return count
+
+
+def _refuse_ensemble(top: _Mapping, registry: Registry, objectives: Mapping[str, Any], final: Budget | None) -> None:
+    """Refuse an ensemble where there are no finalists to make one of, or nothing to choose its members by."""
+    [name, *others] = objectives
+    objective, path = registry.meta_objective(name)(objectives[name]), "evaluation.ensemble"
+    if final:
+        top.fail(path, "an ensemble is of finalists as they are, and final (which folds imply) trains the winner anew; "
+                 "leave out one of the two")  # fmt: skip
+    if others:
+        top.fail(path, f"members are chosen by one objective, and there are {', '.join(objectives)}; leave out one of "
+                 "the two")  # fmt: skip
+    if not objective.judges_predictions or objective.steps is not None or objective.fits_temperature:
+        top.fail(path, f"members are chosen by how good their mean predictions are, which {name} does not score; leave "
+                 "out one of the two")  # fmt: skip
 
 
 def _limits(top: _Mapping) -> Limits:
@@ -842,8 +876,16 @@ def _no_queries(value: object) -> int:
 def _paths(value: object) -> tuple[str, ...]:
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise ValueError(f"{value!r} must be run folders of other studies, such as [runs/quickstart]")
+        raise ValueError(
+            f"{value!r} must be portfolios or run folders of other studies, such as [{BUILTIN}, runs/quickstart]"
+        )
     return tuple(paths)
+
+
+def _path(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value or value == BUILTIN):
+        raise ValueError(f"{value!r} must be the path of a portfolio of your own, such as portfolio.json")
+    return value
 
 
 def _share(value: object) -> float:

@@ -46,10 +46,12 @@ SHAPE: dict[str, Any] = {
         _ENTRY
         | {
             "rank": int,
+            "search": (_SCORE, None),
             "fresh": (_SCORE, None),
             "report": (_SCORE, None),
             "behind": (_APART, None),
             "final": ({"trained_tasks": int, "cpu_seconds": float}, ...),
+            "members": ([{"trial": int, "learner": str, "count": int}], ...),
         }
     ],
     "learners": {...: _ENTRY},
@@ -124,7 +126,8 @@ def build(
     which is what finalists are ranked by (`fresh`). `behind` tells by how much it is worse than the winner on those
     fresh tasks, and whether it is told apart from it: a paired test, Holm-corrected for the number of finalists.
     With several objectives these are by the one that the study prefers, each score has `others`, and `front` lists
-    every trial that none beats in all. `tested` is every time that the test pool was scored. Without `report` the study
+    every trial that none beats in all. An ensemble among the finalists has `members`, and neither a trial (-1) nor a
+    score of the search. `tested` is every time that the test pool was scored. Without `report` the study
     was interrupted or nothing came of it, and the best trials stand in the finalists' place. `fallen` are finalists
     that failed when meta-trained anew; `final` is what the winner took when it was meta-trained on all classes.
     """
@@ -134,7 +137,8 @@ def build(
     for finalist, behind in zip(finalists, _behind(bench, finalists), strict=True):
         fresh = score(bench.decided(finalist.fresh), study.search_on)
         fresh["repeats"] = [values(bench, done.result)[study.objective] for done in finalist.repeats]
-        entries.append(_entry(bench, finalist.search) | {"fresh": fresh, "report": fresh, "behind": behind})
+        entry = _of_ensemble(bench, finalist) if finalist.members else _entry(bench, finalist.search)
+        entries.append(entry | {"fresh": fresh, "report": fresh, "behind": behind})
     if report:
         entries[0]["report"] = score(bench.decided(report), "test")
         if final:
@@ -169,6 +173,7 @@ def build(
             "finalists": study.evaluation.finalists,
             "repeats": study.evaluation.repeats,
             "report_tasks": study.evaluation.report_tasks,
+            "ensemble": study.evaluation.ensemble,
         },
         "versions": versions.used(bench),
         "seconds": seconds,
@@ -183,7 +188,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         board: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not _fits(board, SHAPE) or not _hangs_together(board):
+        if not fits(board, SHAPE) or not _hangs_together(board):
             raise ValueError("it lacks what a leaderboard has")
         found: dict[str, Any] = board
     except (FileNotFoundError, NotADirectoryError):
@@ -195,15 +200,15 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _fits(value: Any, shape: Any) -> bool:
+def fits(value: Any, shape: Any) -> bool:
     """Tell whether data are of a shape as `SHAPE` gives it."""
     if isinstance(shape, tuple):
-        return any(_fits(value, one) for one in shape)
+        return any(fits(value, one) for one in shape)
     if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+        return isinstance(value, list) and all(fits(one, shape[0]) for one in value)
     if isinstance(shape, dict):
         within = dict.fromkeys(value, shape[...]) if ... in shape and isinstance(value, dict) else shape
-        return isinstance(value, dict) and all(_fits(value.get(key, ...), one) for key, one in within.items())
+        return isinstance(value, dict) and all(fits(value.get(key, ...), one) for key, one in within.items())
     if shape in {int, float}:
         return isinstance(value, int | shape) and not isinstance(value, bool)
     return value is shape if shape in {None, ...} else isinstance(value, shape)
@@ -258,6 +263,32 @@ def _entry(bench: "Bench", result: "TrialResult") -> dict[str, Any]:
         "cpu_seconds": result.cpu_seconds,
         "parameters": result.parameters,
     }
+
+
+def _of_ensemble(bench: "Bench", finalist: "Finalist") -> dict[str, Any]:
+    result, space = finalist.search, bench.study.space
+    return {
+        "trial": result.number,
+        "learner": result.learner,
+        "params": result.params,
+        "idle": [],
+        "transductive": any(space.transductive(member.params) for member in finalist.members),
+        "search": None,
+        "trained_tasks": result.trained_tasks,
+        "cpu_seconds": result.cpu_seconds,
+        "parameters": result.parameters,
+        "members": [
+            {"trial": member.number, "learner": member.params["learner"], "count": member.count}
+            for member in finalist.members
+        ],
+    }
+
+
+def which(entry: Mapping[str, Any]) -> str:
+    """Say which trial a finalist is, or what an ensemble is made of."""
+    if members := entry.get("members"):
+        return " + ".join(f"{one['count']} × trial {one['trial']}" for one in members)
+    return f"trial {entry['trial']}"
 
 
 def _search_score(bench: "Bench", result: "TrialResult") -> dict[str, Any]:

@@ -20,12 +20,9 @@ from optuna.trial import TrialState
 from metaopt import seeds
 from metaopt.errors import UserError
 from metaopt.files import whole
-from metaopt.study import strategy, versions
+from metaopt.study import portfolio, strategy, versions
 from metaopt.study.crew import LOST
-from metaopt.study.file import Study
-from metaopt.study.leaderboard import FILE as LEADERBOARD
 from metaopt.study.leaderboard import front, ranked, values
-from metaopt.study.leaderboard import read as read_leaderboard
 from metaopt.study.patience import AWAY
 from metaopt.study.rungs import Rung
 from metaopt.study.space import Params
@@ -44,8 +41,10 @@ MAY_CHANGE = (
     "evaluation.finalists",
     "evaluation.repeats",
     "evaluation.report_tasks",
+    "evaluation.ensemble",
     "prefer",
     "warm_start",
+    "portfolio",
     "isolation",
     "limits",
 )
@@ -77,10 +76,16 @@ class Ledger:
             "sampler": strategy.build(study.strategy, study.sampler, study.seed, study.space),
             "pruner": NopPruner(),  # see `report`
         }
-        warm = _warm(study)  # before anything is written
-        if study.name in names:
+        if known := study.name in names:
             self.optuna = optuna.load_study(**kept)
-        else:
+        attrs = self.optuna.user_attrs if known else {}
+        self.starts: list[dict[str, Any]] = (
+            attrs.get("warm start", [])  # portfolios may have grown since
+            if attrs.keys() & {"warm start", "study"}
+            else [asdict(start) for start in portfolio.starts(bench)]
+        )
+        """What is tried after the defaults, of other studies."""
+        if not known:
             directions = [objective.direction for objective in (bench.objective, *bench.others)]
             self.optuna = optuna.create_study(directions=directions, **kept)
         described = study.to_dict()
@@ -90,11 +95,14 @@ class Ledger:
             if any(trial.user_attrs.get("origin") not in {"default", "warm start"} for trial in begun):
                 raise UserError(f"the storage holds a study named {study.name!r} that metaopt did not make; "
                                 "set another name in the study file")  # fmt: skip
+            self.optuna.set_user_attr("portfolios", portfolio.digests(study.warm_start))
+            self.optuna.set_user_attr("warm start", self.starts)
             for learner in study.space.learners:
                 params = study.space.searched(study.space.default(learner))
                 self.optuna.enqueue_trial(params, user_attrs={"origin": "default"}, skip_if_exists=True)
-            for params in warm:
-                self.optuna.enqueue_trial(params, user_attrs={"origin": "warm start"}, skip_if_exists=True)
+            for start in self.starts:
+                attrs = {"origin": "warm start", "of": start["study"]}
+                self.optuna.enqueue_trial(start["params"], user_attrs=attrs, skip_if_exists=True)
             self.optuna.set_user_attr("versions", versions.used(bench))
             self.optuna.set_user_attr("shared", self.shared)
             self.optuna.set_user_attr("study", described)  # last: with it the study is complete
@@ -318,21 +326,6 @@ def write_scores(path: Path, per_task: Sequence[float], others: Mapping[str, Seq
         np.save(array, np.array(scores, np.float64), allow_pickle=False)
         with whole(file) as temporary:
             temporary.write_bytes(array.getbuffer())  # numpy itself does not say that a disk is full
-
-
-def _warm(study: Study) -> list[Params]:
-    """Return what to try first of earlier studies: the best of each learner, as near as this study's space allows."""
-    found = []
-    for folder in study.warm_start:
-        board = read_leaderboard(Path(folder))
-        if board is None:
-            raise UserError(
-                f"warm_start: {folder} holds no {LEADERBOARD}; give the run folder of a study, such as runs/quickstart"
-            )
-        for learner, entry in board["learners"].items():
-            if learner in study.space.learners:
-                found.append(study.space.searched(study.space.nearest({**entry["params"], "learner": learner})))
-    return found
 
 
 def scores_by(path: Path, name: str) -> Path:

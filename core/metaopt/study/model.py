@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file
 
 from metaopt import tune
+from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.learner import Learner
@@ -30,7 +31,7 @@ from metaopt.preprocessing import Preprocessing
 from metaopt.study.file import Study, resolve
 from metaopt.study.leaderboard import interval
 from metaopt.study.space import Params, section
-from metaopt.study.trial import Bench, TrialResult, assembled
+from metaopt.study.trial import Bench, Member, TrialResult, assembled
 from metaopt.study.versions import changed, explained
 from metaopt.task import TaskSpec
 from metaopt.train import fit_temperature
@@ -41,6 +42,7 @@ FORMAT = 2
 NEEDED = {"study", "params", "seed", "transductive", "temperature", "spec", "train_spec", "preprocessing"}
 MAX_CONFIG, MAX_HEADER = 2**26, 2**24  # bytes
 MAX_NUMBERS = 2**28  # of one example
+MAX_MEMBERS = 1000  # of an ensemble
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +67,23 @@ class Model:
         return f"Model({self.name!r})"
 
 
-def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: dict[str, Any]) -> None:
-    """Write the winner's folder, whole: made beside the old one, then put in its place."""
+def save(
+    folder: Path,
+    bench: Bench,
+    result: TrialResult,
+    weights: Path,
+    board: dict[str, Any],
+    members: Sequence[Member] = (),
+) -> None:
+    """Write the winner's folder, whole: made beside the old one, then put in its place.
+
+    Of an ensemble `weights` are those of its members together.
+    """
     bench = bench.last
     preprocessing = bench.sampler.preprocessing(bench.spec.x_shape)
-    winner = board["finalists"][0]
-    config = {
+    winner, classes = board["finalists"][0], bench.study.space.learner_classes
+    pipelines = [member.params for member in members] or [result.params]
+    config: dict[str, Any] = {
         "format": FORMAT,
         "study": bench.study.to_dict(),
         "params": result.params,
@@ -82,14 +95,26 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
         "fresh": winner.get("fresh"),
         "report": winner["report"],
         "transductive": winner["transductive"],
-        "any_way": bench.study.space.learner_classes[result.params["learner"]].any_way,
-        "temperature": _temperature(bench, result, weights),
+        "any_way": all(classes[params["learner"]].any_way for params in pipelines),
+        "temperature": _temperature(bench, result, weights, members),
         "spec": asdict(bench.spec),
-        "train_spec": asdict(bench.drawn(result.params)),
+        "train_spec": asdict(bench.drawn(pipelines[0])),
         "preprocessing": preprocessing.settings,
         "licence": None,
         "versions": board["versions"],
     }
+    if members:
+        config["members"] = [
+            {
+                "trial": member.number,
+                "params": member.params,
+                "seed": member.seed,
+                "train_spec": asdict(bench.drawn(member.params)),
+                "count": member.count,
+                "temperature": member.temperature,
+            }
+            for member in members
+        ]
 
     def fill(making: Path) -> None:
         shutil.copyfile(weights, making / WEIGHTS)
@@ -100,7 +125,7 @@ def save(folder: Path, bench: Bench, result: TrialResult, weights: Path, board: 
     _put(folder, fill)
 
 
-def _temperature(bench: Bench, result: TrialResult, weights: Path) -> float:
+def _temperature(bench: Bench, result: TrialResult, weights: Path, members: Sequence[Member]) -> float:
     """Return what divides the winner's class scores for its probabilities; 1 where train tasks cannot tell."""
     if bench.spec.kind != "classification":
         return 1.0
@@ -108,7 +133,7 @@ def _temperature(bench: Bench, result: TrialResult, weights: Path) -> float:
         bench.sampler.check("train", bench.spec)
     except UserError:
         return 1.0
-    learner = bench.build(result.params, result.seed).eval()
+    learner = (bench.ensemble(members) if members else bench.build(result.params, result.seed)).eval()
     learner.load_state_dict(load_file(weights))
     sized = learner.with_spec(bench.spec)
     return fit_temperature(sized, bench.sampler, bench.executor(learner), bench.study.seed, bench.device)
@@ -176,7 +201,7 @@ def load_with_bench(folder: Path, registry: Registry, device: torch.device) -> t
     config, tensors = _read(folder, device)
     bench = Bench(_resolved(folder, config["study"], config, registry), registry, device).last
     try:
-        spec = bench.drawn(config["params"])
+        spec = bench.drawn({} if "members" in config else config["params"])
     except (AttributeError, TypeError) as error:
         raise _misfit(folder, error) from None
     return _with_weights(folder, bench.study, spec, config, tensors).to(device), bench, config
@@ -234,6 +259,10 @@ def card(config: Mapping[str, Any]) -> str:
         "## Pipeline",
         "",
         *(f"- {key}: {value}" for key, value in pipeline.items()),
+        *(
+            f"- {member['count']} × trial {member['trial']}: {member['params']['learner']}"
+            for member in config.get("members", ())
+        ),
         "",
         "## Versions",
         "",
@@ -310,11 +339,11 @@ def _is_file(path: Path, *, largest: float = math.inf, optional: bool = False) -
 
 def _of_winner(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the study with the winner's learner and encoder alone: nothing else need be installed to use it."""
-    study, params = dict(config["study"]), config["params"]
-    study["learners"] = {params["learner"]: study["learners"][params["learner"]]}
-    if params.get("encoder"):
-        study["encoder"] = {params["encoder"]: study["encoder"][params["encoder"]]}
-    return study
+    study = dict(config["study"])
+    pipelines = [member["params"] for member in config["members"]] if "members" in config else [config["params"]]
+    study["learners"] = {params["learner"]: study["learners"][params["learner"]] for params in pipelines}
+    encoders = {params["encoder"]: study["encoder"][params["encoder"]] for params in pipelines if params.get("encoder")}
+    return study | ({"encoder": encoders} if encoders else {})
 
 
 def _resolved(folder: Path, study: Any, config: Mapping[str, Any], registry: Registry) -> Study:
@@ -348,6 +377,8 @@ def _spec(given: Mapping[str, Any]) -> TaskSpec:
 def _with_weights(
     folder: Path, study: Study, spec: TaskSpec, config: Mapping[str, Any], tensors: dict[str, torch.Tensor]
 ) -> Learner:
+    if "members" in config:
+        return _ensemble(folder, study, config, tensors)
     try:
         _check_params(study, config["params"])
         learner = assembled(study.space, spec, config["params"], config["seed"])
@@ -355,6 +386,33 @@ def _with_weights(
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _misfit(folder, error) from None
     return learner
+
+
+def _ensemble(folder: Path, study: Study, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Ensemble:
+    """Return an ensemble, each member built as a model of its own."""
+    try:
+        members = config["members"]
+        counts = [member["count"] for member in members]
+        temperatures = [float(member["temperature"]) for member in members]
+        if not 0 < len(members) <= MAX_MEMBERS or not all(type(count) is int and 0 < count < 2**24 for count in counts):
+            raise ValueError("its members have no counts that make sense")
+        if not all(0 < temperature < math.inf for temperature in temperatures):
+            raise ValueError("its members have no temperatures that make sense")
+        of: list[dict[str, torch.Tensor]] = [{} for _ in members]
+        for name, tensor in tensors.items():
+            owner, number, rest = name.split(".", 2)
+            if owner != "members":
+                raise ValueError(f"its weights hold {name!r}, which is no member's")
+            of[int(number)][rest] = tensor
+        built = [
+            _with_weights(
+                folder, study, _spec(member["train_spec"]), {key: member[key] for key in ("params", "seed")}, own
+            )
+            for member, own in zip(members, of, strict=True)
+        ]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _misfit(folder, error) from None
+    return Ensemble(built, [count / sum(counts) for count in counts], temperatures)
 
 
 def _check_params(study: Study, params: Params) -> None:

@@ -11,23 +11,26 @@ from typing import Any, Protocol
 import torch
 
 from metaopt import checkpoint, seeds
+from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.objective import MetaObjective
-from metaopt.study import file, leaderboard, model, strategy, tested, versions
+from metaopt.study import file, leaderboard, model, portfolio, strategy, tested, versions
 from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import Preference
 from metaopt.study.folder import owned
 from metaopt.study.ledger import ATTEMPTS, CHECKPOINTS, Ledger, write_scores
 from metaopt.study.patience import Patient
 from metaopt.study.storage import open_storage
-from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
+from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, Member, TrialResult
 from metaopt.train import Budget, Scores
 
 log = logging.getLogger(__name__)
 
 FINALISTS = "finalists"
 """The folder in a run folder that holds finalists' weights and scores, by trial and repeat: 00012-0.npy."""
+NO_TRIAL = -1
+"""The number of an ensemble, which is of several trials."""
 LEAST_TASKS = 100
 """That finalists are scored on, however short the time."""
 REPORT_SCORES = "report.npy"
@@ -54,6 +57,8 @@ class Finalist:
     """Of that first one."""
     fresh: Scores
     """Task by task the mean over the repeats."""
+    members: tuple[Member, ...] = ()
+    """Of an ensemble, which is no trial's; then `search` says what its members took."""
 
 
 def run(
@@ -73,6 +78,7 @@ def run(
     started = time.monotonic()
     with owned(folder):
         refuse_another(bench.study.name, folder / "study.yaml")
+        portfolio.check(bench)
         kept, patient = open_storage(folder, storage), Patient(storage or "", stopped)
         ledger = patient(lambda: Ledger(bench, kept, folder))
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
@@ -86,6 +92,7 @@ def run(
         spent = max(earlier["seconds"] if earlier else 0.0, ledger.seconds())
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
+        _tell_starts(ledger, watcher)
         crew: Crew = (
             Workers(bench, workers, ledger.report, stopped)
             if workers > 1 or bench.study.isolation == "process"
@@ -116,12 +123,20 @@ def run(
         if done and bench.study.final:
             model.save(folder / "best", bench, done.result, final_weights(folder), board)
         elif done:
-            model.save(folder / "best", bench, finalists[0].repeats[0].result, finalists[0].weights, board)
+            first = finalists[0]
+            model.save(folder / "best", bench, first.repeats[0].result, first.weights, board, first.members)
         write_json(folder / leaderboard.FILE, board)
         if status != "interrupted":
             checkpoint.clear(folder / CHECKPOINTS)
+            portfolio.keep(bench, board, folder)
             bench.registry.study_finished(board, bench.study.to_dict(), folder)
         return board
+
+
+def _tell_starts(ledger: Ledger, watcher: Watcher) -> None:
+    if ledger.starts and not ledger.results:
+        studies = ", ".join(dict.fromkeys(start["study"] for start in ledger.starts))
+        watcher.phase(f"after the defaults come {len(ledger.starts)} pipelines of earlier studies: {studies}")
 
 
 def refuse_another(name: str, path: Path) -> None:
@@ -141,6 +156,7 @@ def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
             earlier["limits"].get(key) != getattr(bench.study.evaluation, key)
             for key in ("finalists", "repeats", "report_tasks")
         )
+        or earlier["limits"].get("ensemble", 0) != bench.study.evaluation.ensemble
         or earlier.get("prefer", str(bench.study.prefer)) != str(bench.study.prefer)
     ):
         return False
@@ -201,6 +217,9 @@ def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, crew: Crew) -
         for result, seconds in zip(chosen, scoring, strict=True)
     ]
     last = max(_of_final(bench, result) for result in chosen)
+    if bench.study.evaluation.ensemble and len(chosen) > 1:  # predictions to choose by, its own score, its report
+        chosen_by = sum(result.evaluation_seconds for result in chosen)
+        last += chosen_by + 2 * sum(scoring) - max(scoring)
     return 1.05 * (max(sum(each) / (crew.idle + crew.busy), *each) + max(scoring) + last)
 
 
@@ -273,9 +292,57 @@ def _finalists(
         repeats = tuple(came[seed] for seed in own if seed in came and came[seed].result.state == "complete")
         if len(repeats) == evaluation.repeats:
             finalists.append(Finalist(result, repeats, files[own[0]], _mean(bench, repeats)))
+    if evaluation.ensemble and len(finalists) > 1 and not stopped():
+        finalists += _ensemble(bench, finalists, n_tasks, crew, watcher, folder)
     sign = -1 if bench.decisive.direction == "maximize" else 1
-    finalists.sort(key=lambda finalist: (sign * bench.decided(finalist.fresh).mean, finalist.search.number))
+    # Of equal ones the simpler: a trial before an ensemble.
+    finalists.sort(key=lambda one: (sign * bench.decided(one.fresh).mean, bool(one.members), one.search.number))
     return finalists, list(fallen.values())
+
+
+def _ensemble(
+    bench: Bench, finalists: Sequence[Finalist], n_tasks: int, crew: Crew, watcher: Watcher, folder: Path
+) -> list[Finalist]:
+    """Return an ensemble of the finalists as one more, chosen by other tasks than they are ranked by; none or one."""
+    most, path = bench.study.evaluation.ensemble, folder / FINALISTS / f"{Ensemble.name}.safetensors"
+    watcher.phase(f"choosing an ensemble of {len(finalists)} finalists")
+    sign = -1 if bench.decisive.direction == "maximize" else 1
+    kept = sorted(finalists, key=lambda one: (sign * bench.decided(one.fresh).mean, one.search.number))
+    members = tuple(
+        Member(one.search.number, one.search.params, one.repeats[0].result.seed, one.weights) for one in kept
+    )
+    done = _one(crew, Job(
+        NO_TRIAL, {"learner": Ensemble.name}, seeds.derive(bench.study.seed, "ensemble"), Budget(tasks=1),
+        bench.study.search_on, "finalists", n_tasks, members=members, choose=most, save_to=path,
+    ))  # fmt: skip
+    if done.result.state != "complete":
+        if done.result.reason != INTERRUPTED:
+            watcher.phase(f"no ensemble: {done.result.reason}")
+        return []
+    if len(done.members) == 1:
+        watcher.phase(f"no ensemble does better than trial {done.members[0].number} alone")
+        return []
+    write_scores(path.with_suffix(".npy"), done.per_task, done.others)
+    of = [one.repeats[0].result for one in kept if one.search.number in {member.number for member in done.members}]
+    result = replace(
+        done.result,
+        trained_tasks=sum(one.trained_tasks for one in of),
+        planned_tasks=sum(one.planned_tasks for one in of),
+        cpu_seconds=sum(one.cpu_seconds for one in of),
+    )
+    return [Finalist(result, (replace(done, result=result),), path, _mean(bench, [done]), done.members)]
+
+
+def _one(crew: Crew, job: Job) -> Done:
+    """Carry out one job, while nothing else runs; again where its worker dies."""
+    for _ in range(ATTEMPTS):
+        crew.start(job)
+        done: list[Done] = []
+        while crew.busy:
+            done += crew.wait()
+        if not _is_lost(done[0].result):
+            break
+    return done[0]
 
 
 def _is_lost(result: TrialResult) -> bool:
@@ -332,21 +399,15 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
     Where the study says `final`, the winner is meta-trained once more for that, on all classes that it may see.
     """
     kept, n_tasks, study = winner.repeats[0].result, len(winner.fresh.per_task), bench.study
-    job = Job(kept.number, kept.params, kept.seed, Budget(tasks=1), "test", "report", n_tasks, weights=winner.weights)
+    job = Job(kept.number, kept.params, kept.seed, Budget(tasks=1), "test", "report", n_tasks, weights=winner.weights,
+              members=winner.members)  # fmt: skip
     if study.final:
         seed, path = finalist_seed(bench, kept.number, study.evaluation.repeats), final_weights(folder)
         job = replace(
             job, seed=seed, budget=study.final, final=True, weights=None, save_to=path,
             checkpoint=folder / CHECKPOINTS / path.name,
         )  # fmt: skip
-    for _ in range(ATTEMPTS):
-        crew.start(job)
-        done: list[Done] = []
-        while crew.busy:
-            done += crew.wait()
-        [scored] = done
-        if not _is_lost(scored.result):
-            break
+    scored = _one(crew, job)
     if scored.result.state != "complete":
         if scored.result.reason != INTERRUPTED:
             fallen.append(replace(scored.result, reason=f"as the winner: {scored.result.reason}"))

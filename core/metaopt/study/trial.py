@@ -3,6 +3,7 @@
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,18 +17,31 @@ from torch import Tensor
 from metaopt import seeds, tune
 from metaopt.augment import Augment
 from metaopt.checkpoint import Checkpoint
+from metaopt.ensemble import Ensemble, mean
+from metaopt.ensemble import choose as choose_members
 from metaopt.errors import TrialError, UserError, of_disk
 from metaopt.executor import Executor, Loop, choose, trainable
 from metaopt.files import whole
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Encoder, reduced
-from metaopt.objective import MetaObjective
+from metaopt.objective import MetaObjective, Outcome
 from metaopt.plugins import Registry
 from metaopt.study.file import Study, resolve
 from metaopt.study.space import RESOLUTION, TURNS, Drawing, Params, Space, section
 from metaopt.study.statistics import looks_at
 from metaopt.task import Pool, TaskSampler, TaskSpec
-from metaopt.train import Budget, Outer, Scores, Training, draw_batch, meta_test, meta_train
+from metaopt.train import (
+    Budget,
+    Outer,
+    Played,
+    Scores,
+    Training,
+    draw_batch,
+    meta_test,
+    meta_train,
+    play,
+    temperature_of,
+)
 
 RUNGS = (0.25, 0.5)
 """Shares of a trial's budget at which it is scored on a few tasks: its learning curve, by which it may be stopped."""
@@ -79,6 +93,21 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A finalist in an ensemble, or one that may become a part of it."""
+
+    number: int
+    """Of its trial."""
+    params: Params
+    seed: int
+    weights: Path
+    count: int = 1
+    """How often it was chosen: its share in the mean, before that is divided by all of them."""
+    temperature: float = 1.0
+    """What divides its class scores for its probabilities, fitted on the tasks by which members are chosen."""
+
+
+@dataclass(frozen=True)
 class Job:
     """An order: train this pipeline with this seed and score it on these tasks."""
 
@@ -98,6 +127,10 @@ class Job:
     """A file for the weights."""
     weights: Path | None = None
     """A file of weights to score as they are, without training."""
+    members: tuple[Member, ...] = ()
+    """Score an ensemble of these, as they are."""
+    choose: int = 0
+    """Of these so many at most are chosen first, by other tasks than those that are scored; 0: all as they are."""
     final: bool = False
     """Whether this trains the winner: not in folds, but on all the classes that it may be trained on."""
     checkpoint: Path | None = None
@@ -112,6 +145,8 @@ class Done:
     per_task: tuple[float, ...] = ()
     others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Scores task by task by the other objectives of a study that has several."""
+    members: tuple[Member, ...] = ()
+    """Of an ensemble, as they were chosen."""
 
 
 @dataclass
@@ -126,6 +161,8 @@ class _Course:
     evaluation_seconds: float = 0.0
     earlier: float = 0.0
     """Seconds that it took before it was taken up from a checkpoint."""
+    members: tuple[Member, ...] = ()
+    """Of an ensemble, as they were chosen."""
 
 
 class Stop(Exception):  # noqa: N818 - not an error
@@ -354,10 +391,12 @@ class Bench:
             others={name: {"mean": other.mean, "ci95": other.ci95} for name, other in scores.others.items()},
         )
         per_task = {name: tuple(other.per_task.tolist()) for name, other in scores.others.items()}
-        return Done(result, tuple(scores.per_task.tolist()), per_task)
+        return Done(result, tuple(scores.per_task.tolist()), per_task, course.members)
 
     def _carry_out(self, job: Job, course: "_Course", report: Report, stopped: Callable[[], bool]) -> Scores:
         """Meta-train and score a job's pipeline, fold by fold, and note in `course` how it goes."""
+        if job.members:
+            return self._ensemble(job, course, until(job.deadline, stopped))
         benches = [self.last] if job.final else self.folds
         sizes = [job.n_tasks // len(benches) + (at < job.n_tasks % len(benches)) for at in range(len(benches))]
         kept = _checkpoint(job) if len(benches) == 1 else None
@@ -396,13 +435,64 @@ class Bench:
                 parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race))
                 course.evaluation_seconds += time.monotonic() - started
         if job.save_to and len(benches) == 1:
-            tensors = {  # copies, as one tensor under two names cannot be saved
-                name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-                for name, tensor in learner.state_dict().items()
-            }
-            with whole(job.save_to) as temporary:
-                temporary.write_bytes(as_bytes(tensors))  # whose errors are those of the disk
+            _save(job.save_to, learner)
         return self._together(parts)
+
+    def _ensemble(self, job: Job, course: "_Course", check: Callable[[], None]) -> Scores:
+        """Choose an ensemble's members, where that is asked for, and score it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(job.seed, "train"))
+            course.members = self._chosen(job, check) if job.choose else job.members
+            learner = self.ensemble(course.members)
+            course.parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+            started = time.monotonic()
+            scores = self.score(learner, job.pool, job.purpose, job.n_tasks, lambda scores: check())
+            course.evaluation_seconds = time.monotonic() - started
+        if job.save_to:
+            _save(job.save_to, learner)
+        return scores
+
+    def ensemble(self, members: Sequence[Member]) -> Ensemble:
+        """Return an ensemble of finalists as they were kept."""
+        total = sum(member.count for member in members)
+        shares = [member.count / total for member in members]
+        return Ensemble(
+            [self._kept(member) for member in members], shares, [member.temperature for member in members]
+        ).to(self.device)
+
+    def _kept(self, member: Member) -> Learner:
+        learner = self.build(member.params, member.seed)
+        learner.load_state_dict(load_file(member.weights))
+        return learner
+
+    def _chosen(self, job: Job, check: Callable[[], None]) -> tuple[Member, ...]:
+        """Return the members that do best together, on as many tasks as trials are scored on, and each one's count."""
+        played = []
+        for member in job.members:
+            learner = self._kept(member)
+            draw = seeds.generator(self.study.seed, "evaluate", job.pool, "ensemble")
+            tasks = play(
+                learner.with_spec(self.spec), self.sampler, job.pool, self.study.evaluation.tasks,
+                self.executor(learner), draw=draw, device=self.device, before=check,
+            )  # fmt: skip
+            played.append(list(tasks))
+        classes = self.spec.kind == "classification"
+        temperatures = [_temperature(parts) if classes else 1.0 for parts in played]
+
+        def worth(chosen: Sequence[int]) -> float:
+            share, scores = [1 / len(chosen)] * len(chosen), list[Tensor]()
+            for parts in zip(*played, strict=True):
+                predictions = [parts[at].predictions for at in chosen]
+                together = mean(predictions, share, [temperatures[at] for at in chosen], classes=classes)
+                scores.append(self.objective.score(Outcome(parts[0].spec, together, parts[0].batch.query_y)).double())
+            value = float(self.objective.contributions(torch.cat(scores)).mean())
+            sign = 1 if self.objective.direction == "maximize" else -1
+            return sign * value if math.isfinite(value) else -math.inf
+
+        counts = Counter(choose_members(len(played), worth, job.choose))
+        return tuple(
+            replace(job.members[at], count=count, temperature=temperatures[at]) for at, count in counts.items()
+        )
 
     def _together(self, parts: Sequence[Scores]) -> Scores:
         """Return the scores on all the tasks that folds were scored on."""
@@ -452,6 +542,19 @@ class Bench:
             at=at,
             checkpoint=kept,
         )
+
+
+def _save(path: Path, learner: Learner) -> None:
+    tensors = {  # copies, as one tensor under two names cannot be saved
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in learner.state_dict().items()
+    }
+    with whole(path) as temporary:
+        temporary.write_bytes(as_bytes(tensors))  # whose errors are those of the disk
+
+
+def _temperature(played: Sequence[Played]) -> float:
+    scores = torch.cat([part.predictions.flatten(0, 1) for part in played]).double()  # (n_tasks * n_queries, n_way)
+    return temperature_of(scores, torch.cat([part.batch.query_y.flatten() for part in played]))
 
 
 def _shared(budget: Budget, n: int) -> Budget:

@@ -256,8 +256,8 @@ def test_what_earlier_studies_found_is_tried_after_the_defaults_moved_into_the_r
 def test_a_folder_without_a_leaderboard_is_refused_before_anything_is_written(
     ledger: Callable[..., Ledger], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"warm_start: nowhere holds no leaderboard\.json"):
-        ledger(warm_start=["nowhere"])
+    with pytest.raises(UserError, match=r"warm_start: .* holds no leaderboard\.json"):
+        ledger(warm_start=[str(tmp_path)])
     assert not optuna.get_all_study_names(open_storage(tmp_path / "a"))
 
 

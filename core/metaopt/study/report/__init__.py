@@ -163,7 +163,7 @@ def _headings(board: Board, trials: Sequence[Tried], found: answers.Answers) -> 
     best = first["report"] if first["report"] and first["report"]["pool"] == "test" else first["search"]
     won = "won" if board["status"] == "finished" else "leads so far"
     said["winner"] = f"{first['learner']} {won}: {board['objective']} {interval(best)}"
-    if first["fresh"]:
+    if first["fresh"] and first["search"]:
         worse = sign * (first["search"]["mean"] - first["fresh"]["mean"])
         than = f"{number(abs(worse))} {'worse' if worse > 0 else 'better'} than its score in the search"
         said["shrinkage"] = f"On fresh tasks, trained anew, the winner is {than}"

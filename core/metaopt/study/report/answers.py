@@ -17,6 +17,7 @@ from torch import Tensor
 from metaopt import seeds
 from metaopt.learner import Learner
 from metaopt.pools import digest
+from metaopt.study.model import load as load_model
 from metaopt.study.report.figures import COLOURS, Board, Figure, plain
 from metaopt.study.search import FINALISTS, final_weights, finalist_seed
 from metaopt.study.trial import Bench
@@ -118,6 +119,8 @@ def clock(seconds: float) -> Callable[[], None]:
 
 def load(bench: Bench, folder: Path, entry: Mapping[str, Any]) -> Learner:
     """Return a finalist as its first repeat left it. Raises OSError or RuntimeError where its weights are not there."""
+    if "members" in entry:
+        return load_model(folder / "best", bench.registry, bench.device).learner
     learner = bench.build(entry["params"], finalist_seed(bench, entry["trial"], 0))
     learner.load_state_dict(load_file(folder / FINALISTS / f"{entry['trial']:05d}-0.safetensors"))
     return learner
@@ -318,6 +321,8 @@ def adaptation(
     if bench.study.evaluation.folds:
         return None, ["Curves of adaptation are not drawn: of finalists in folds no weights are kept."]
     for at, entry in enumerate(board["finalists"]):
+        if "members" in entry:
+            continue
         title = f"{entry['learner']} (trial {entry['trial']})"
         setting = bench.study.space.learner_classes[entry["learner"]].steps
         if setting is None:

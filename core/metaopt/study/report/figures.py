@@ -92,7 +92,7 @@ def intervals(board: Board) -> Figure:
         "xaxis": {"title": {"text": plain(board["objective"])}},
         "yaxis": {
             "tickvals": list(range(len(entries))),
-            "ticktext": [f"{entry['rank']} · {plain(entry['learner'])} (trial {entry['trial']})" for entry in entries],
+            "ticktext": [f"{entry['rank']} · {_title(entry)}" for entry in entries],
             "range": [len(entries) - 0.5, -0.5],
             "showgrid": False,
         },
@@ -102,6 +102,11 @@ def intervals(board: Board) -> Figure:
         "circles are apart, so are the finalists; where they overlap, look at the paired test in the table."
     )
     return Figure("intervals", reading, data, layout, height=110 + 72 * len(entries))
+
+
+def _title(entry: Board) -> str:
+    trial = "" if "members" in entry else f" (trial {entry['trial']})"
+    return f"{plain(entry['learner'])}{trial}"
 
 
 def shrinkage(board: Board) -> Figure:
@@ -116,7 +121,7 @@ def shrinkage(board: Board) -> Figure:
         ]
         shown = [(stage + 0.03 * (at - (n - 1) / 2), score) for stage, score in enumerate(stages) if score]
         colour = COLOURS[at] if at < len(COLOURS) else OTHER
-        title = f"{plain(entry['learner'])} (trial {entry['trial']})"
+        title = _title(entry)
         data.append(
             {
                 "type": "scatter",
