@@ -592,7 +592,7 @@ def _study_list(options: argparse.Namespace) -> int:
 
     studies = [
         {"name": path.stem, "path": str(path), "about": _first_comment(path)}
-        for path in sorted(_shipped().glob("*.yaml"))
+        for path in sorted(_shipped().glob("*.yaml"), key=lambda path: path.stem)
     ]
     _print_json({"studies": studies}) if options.json else terminal.show_studies(studies)
     return 0

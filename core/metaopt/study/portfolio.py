@@ -49,7 +49,7 @@ MAX_BYTES, MAX_NAME = 2**24, 100
 MOST = 10
 """Pipelines of earlier studies that a study tries first, at most."""
 LOOKED_AT = 100
-"""Tasks of the validation pool from which it is told how hard they are."""
+"""Tasks of the train pool from which it is told how hard they are."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ _STUDY = {
 
 
 def describe(bench: Bench) -> Description:
-    """Return what a study's tasks are like. Neither its seed nor its test pool has a part in that."""
+    """Return what a study's tasks are like, to which neither its seed nor its other pools matter."""
     spec, sampler = bench.spec, bench.sampler
     train = getattr(sampler, "pools", {}).get("train")
     groups = train.groups.tolist() if isinstance(train, ClassPool) and train.groups is not None else []
@@ -142,7 +142,7 @@ def describe(bench: Bench) -> Description:
         n_shot=spec.n_shot,
         classes=spec.n_train_classes,
         groups=len(set(groups)),
-        nearest=None if spec.description_shape else _nearest(bench.folds[0]),
+        nearest=None if spec.description_shape else _nearest(bench),
     )
 
 
@@ -151,8 +151,11 @@ def _nearest(bench: Bench) -> float | None:
     spec = replace(bench.spec, least_shot=0, unequal=False)
     if spec.stream:
         spec = replace(spec, stream=False, n_shot=spec.n_shot - 1, n_query=1)
-    draw = seeds.generator(0, "description")
-    tasks = draw_tasks(bench.sampler, "validation", spec, LOOKED_AT, draw)
+    try:
+        bench.sampler.check("train", spec)
+    except UserError:  # trained on other tasks than it is scored on
+        return None
+    tasks = draw_tasks(bench.sampler, "train", spec, LOOKED_AT, seeds.generator(0, "description"))
     found = _nearest_mean(tasks, spec.n_way) if spec.kind == "classification" else _nearest_example(tasks)
     return round(found, 4) if math.isfinite(found) else None
 

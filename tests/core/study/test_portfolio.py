@@ -90,7 +90,7 @@ def test_neither_the_seed_of_a_study_nor_its_test_pool_has_a_part_in_a_descripti
     draw = bench.sampler.draw
     bench.sampler.draw = lambda pool, *rest: drawn.append(pool) or draw(pool, *rest)  # type: ignore[func-returns-value, method-assign]
     assert describe(bench) == describe(bench_of())
-    assert set(drawn) == {"validation"}
+    assert set(drawn) == {"train"}
 
 
 def test_a_group_counts_where_classes_belong_to_some(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_study_of_pictures_ends_with_a_winner_and_all_that_it_promises(tmp_pat
             assert 0.0 <= score["ci95"] < 1.0
     names = {path.name for path in (tmp_path / "run").iterdir()} - {"tensorboard"}  # an observer's, where installed
     assert names == {".lock", "journal.log", "study.yaml", "leaderboard.json", "scores", "finalists", "report.npy",
-                     "tested.jsonl", "versions.json", "best"}  # fmt: skip
+                     "portfolio.json", "tested.jsonl", "versions.json", "best"}  # fmt: skip
     assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {
         "weights.safetensors",
         "config.json",
@@ -304,7 +304,8 @@ def test_search_finalists_and_report_are_scored_on_different_tasks(lab: Any, tmp
     assert len(sums[finalists]) == 2, "each finalist the same two times sixteen"
     assert sums[search].isdisjoint(sums[finalists])
     trained = {seed for pool, seed, *_ in lab.drawn if pool == "train"}
-    assert len(trained) == 6 + 3 + 1, "each trial and each finalist, and the temperature, on train tasks of its own"
+    others = "the temperature, and what tasks are like"
+    assert len(trained) == 6 + 3 + 2, f"each trial and each finalist on train tasks of its own, and {others}"
 
 
 def test_a_study_that_searches_on_the_test_pool_says_so(
