@@ -121,6 +121,7 @@ def challenge(name: str) -> str:
     for small in dict.fromkeys(found["set"] for found in studies):
         errors = [100 * found["error"] for found in studies if found["set"] == small]
         means.append(f"{small}: mean error {sum(errors) / len(errors):.2f} % over {len(errors)} seeds\n")
+    means.append(f"mean error {100 * sum(found['error'] for found in studies) / len(studies):.1f} %\n")
     return _table(rows, left={0, 2}) + "".join(means)
 
 

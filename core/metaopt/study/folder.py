@@ -69,7 +69,7 @@ def _within(folder: Path) -> Iterator["os.DirEntry[str]"]:
     """Yield all that is in a folder, without a look at each file: a run of ten thousand trials has as many."""
     folders = [str(folder)]
     while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as found:
+        with suppress(OSError, ValueError), os.scandir(folders.pop()) as found:  # ValueError: a zero byte in a path
             for path in found:
                 yield path
                 if path.is_dir(follow_symlinks=False):
