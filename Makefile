@@ -23,7 +23,7 @@ help:
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
 	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
-	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled; ten minutes"
+	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
 	@echo "make pins       write .ci/requirements.txt, the hash of every package, after constraints.txt has changed"
