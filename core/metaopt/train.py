@@ -150,8 +150,8 @@ def meta_train(
     """
     if learner.trains_on == "nothing" or not trainable(learner):
         return Training()
-    started = time.process_time()
     optimizer, draw = outer.build(list(trainable(learner).values())), seeds.generator(seed, "train")
+    started = time.process_time()  # after a process's first optimiser has imported a second's worth of torch
     full_rates = [group["lr"] for group in optimizer.param_groups]
     average = Average(learner, outer.averaging)
     update = _updater(learner, optimizer, outer, average)
