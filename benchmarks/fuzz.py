@@ -122,7 +122,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
             checkpoint.Checkpoint(root / "7.safetensors", {}).resume(moving(0))
 
     def arguments(content: bytes) -> None:
-        words = content.decode("utf-8", "replace").split("\n")[:8]
+        words = content.decode("utf-8", "replace").replace("\0", "").split("\n")[:8]  # no process can be given zeros
         if any(word.startswith(("/", "~")) or ".." in word or "=/" in word for word in words):
             return  # it would write there
         if {"run", "dashboard", "preview", "new", "check"} & {*words}:  # which take their time, or write a project

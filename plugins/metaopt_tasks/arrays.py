@@ -143,7 +143,9 @@ def read_arrays(
                     size, packed = sizes[name]
                     if size > MAX_BYTES and size > MAX_RATIO * packed:
                         raise ValueError(f"{name} would unpack from {packed:,} bytes to {size:,}")
-                    return file[name]
+                    if not isinstance(array := file[name], np.ndarray):  # bytes, of a member that is no .npy file
+                        raise ValueError(f"{name} is no array")
+                    return array
 
                 return chosen(file.files, unpacked)
         if path.suffix == ".npy":

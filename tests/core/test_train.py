@@ -93,7 +93,12 @@ class Probe(Learner):
 
     name = "probe"
 
-    def __init__(self, spec: TaskSpec, loss: Callable[[int], float] = lambda step: 0.0, work: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        loss: Callable[[int], float] = lambda step: 0.0,
+        work: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(spec, nn.Identity(), self.Config())
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.told, self.work = loss, work
@@ -105,9 +110,7 @@ class Probe(Learner):
         self, batch: TaskBatch | Examples, executor: Executor, update: Callable[[Gradients], None]
     ) -> Tensor:
         assert self.training
-        busy_until = time.process_time() + self.work
-        while time.process_time() < busy_until:
-            pass
+        self.work()
         update({"weight": torch.ones(1, dtype=torch.float64)})
         self.batches.append(len(batch))
         self.weights.append(self.weight.item())
@@ -256,23 +259,42 @@ def test_what_a_listener_raises_ends_the_training_before_the_step() -> None:
     assert learner.batches == [4, 4]
 
 
-def test_a_budget_in_cpu_seconds_is_turned_into_tasks_that_take_about_so_long() -> None:
-    """A step burns 4 ms and draws tasks besides, so half a second is good for at most 125 steps of 2 tasks."""
-    learner = Probe(CLOUDS.spec(), work=0.004)
-    started = time.process_time()
+class Clock:
+    """A process's CPU seconds, which pass only where somebody works, so that a busy machine changes no test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.process_time", clock)
+    return clock
+
+
+def test_a_budget_in_cpu_seconds_is_turned_into_the_tasks_that_take_so_long(clock: Clock) -> None:
+    """Steps that take 1/256 s each: seven are timed, a twentieth of the budget, and the rest is good for 121."""
+    learner = Probe(CLOUDS.spec(), work=lambda: clock.work(1 / 256))
     training = train(learner, Budget(cpu_seconds=0.5), Outer(tasks_per_step=2))
-    spent = time.process_time() - started
-    assert 0.3 < training.cpu_seconds < 0.8
-    assert spent == pytest.approx(training.cpu_seconds, abs=0.1)
-    assert 2 * 40 < training.tasks <= training.planned <= 2 * 125
+    assert training == Training(tasks=2 * 121, planned=2 * 121, cpu_seconds=0.5)
     assert training.tasks == sum(learner.batches), "the steps that were timed are not among them"
 
 
-def test_an_estimate_that_was_too_good_ends_a_quarter_above_the_budget() -> None:
-    slower = Probe(CLOUDS.spec())
-    training = train(slower, Budget(cpu_seconds=0.2), Outer(tasks_per_step=1), at=lambda training: burn(0.01))
-    assert 0.25 < training.cpu_seconds < 0.4
-    assert 0 < training.tasks < training.planned
+def test_an_estimate_that_was_too_good_ends_a_quarter_above_the_budget(clock: Clock) -> None:
+    """What is between the steps was not timed: they take 17/1024 s each and not 1/1024."""
+    slower = Probe(CLOUDS.spec(), work=lambda: clock.work(1 / 1024))
+    training = train(
+        slower, Budget(cpu_seconds=0.25), Outer(tasks_per_step=1), at=lambda training: clock.work(16 / 1024)
+    )
+    assert training == Training(tasks=19, planned=243, cpu_seconds=(13 + 19 * 17) / 1024)
+    assert training.cpu_seconds > 1.25 * 0.25 >= training.cpu_seconds - 17 / 1024
     assert training.tasks == sum(slower.batches)
 
 

@@ -335,7 +335,6 @@ def test_a_budget_in_seconds_is_repeated_exactly_by_the_tasks_that_it_came_to(be
     timed = bench.run(job_of(bench, params=cosine, budget=Budget(cpu_seconds=0.2)))
     result = timed.result
     assert 0 < result.trained_tasks <= result.planned_tasks
-    assert result.cpu_seconds < 1.0
     budget = Budget(tasks=result.trained_tasks, planned=result.planned_tasks)
     assert timeless(bench.run(job_of(bench, params=cosine, budget=budget))) == timeless(timed)
 

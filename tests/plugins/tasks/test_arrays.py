@@ -194,6 +194,14 @@ def test_pickles_are_refused_and_never_run(tmp_path: Path, suffix: str) -> None:
             load(**save(tmp_path, suffix, **changes))
 
 
+def test_a_member_of_an_archive_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", y=np.arange(18) % 9)
+    with ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("X", b"\x93NUMP")  # NumPy returns its bytes as they are
+    with pytest.raises(UserError, match=r"a\.npz cannot be read \(X is no array\)"):
+        load(file=str(tmp_path / "a.npz"))
+
+
 def test_an_array_packed_to_burst_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, X=np.zeros((2000, 100)), y=np.arange(2000) % 9)
