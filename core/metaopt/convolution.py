@@ -1,7 +1,7 @@
 """Convolution, normalisation, ReLU and pooling in an order that suits the hardware, with all their derivatives."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ class ConvBlock(nn.Sequential):
 
     It holds torch's own layers in the textbook's order, and equals them in all derivatives. What differs: pictures lie
     in memory with the channels last, in which max-pooling is some ten times faster; a first layer, of a few channels,
-    is one matrix product of patches, and its statistics come from the moments of the patches, which are far fewer
-    numbers than what it gives, so that without pooling the normalisation is part of the product; and max-pooling,
-    which commutes with what does not fall, comes before the normalisation's scale and shift, the bias and ReLU, for
-    which that leaves a quarter of the work. A channel whose scale is negative is convolved with the opposite weights.
+    is one matrix product of patches; where it is pooled, its statistics come from the moments of the patches, which are
+    far fewer numbers than what it gives; and max-pooling, which commutes with what does not fall, comes before the
+    normalisation's scale and shift, the bias and ReLU, for which that leaves a quarter of the work. A channel whose
+    scale is negative is convolved with the opposite weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,9 +37,12 @@ class ConvBlock(nn.Sequential):
         assert conv.bias is not None
         first = conv.in_channels * conv.kernel_size[0] ** 2 < FEW * conv.out_channels
         if not any(isinstance(layer, nn.MaxPool2d) for layer in self):
-            if first:
-                return _normalised_product(x, conv, norm).relu()
-            maps = conv(x)
+            if not first or isinstance(norm, nn.GroupNorm):  # which vmap cannot run with the channels last
+                maps = conv(x)
+            else:  # contiguous columns, or torch takes their gradient by a product in the order that is slower
+                patches, columns, height, width = _patches(x, conv)
+                rows = patches.mT @ columns.contiguous() + conv.bias  # (n, n_pixels, n_out)
+                maps = torch.unflatten(rows, 1, (height, width)).permute(0, 3, 1, 2)
             unpooled: Tensor = (maps if norm is None else norm(maps)).relu()
             return unpooled
         sign = torch.ones_like(conv.bias)
@@ -58,27 +61,11 @@ class ConvBlock(nn.Sequential):
         return torch.addcmul(shift[..., None, None], maps, (scale * sign)[..., None, None]).relu()
 
 
-def _normalised_product(x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | nn.BatchNorm2d | None) -> Tensor:
-    """Return a convolution of few channels, normalised, as one product with patches about their means.
-
-    The normalisation's scale stands in the columns, its shift in one more of them beside patches of ones.
-    """
-    patches, columns, height, width = _patches(x, conv)
-    shift = conv.bias
-    assert shift is not None
-    if norm is not None:
-        moments = _moments_of_product(patches, columns, shift, norm)
-        scale = norm.weight * (moments.variance + norm.eps).rsqrt()  # (n_out,) or (n, n_out)
-        patches, columns = patches - moments.centre, columns * scale[..., None, :]
-        shift = norm.bias + (moments.of_channel - moments.mean) * scale
-    patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)  # (n, n_in * size² + 1, n_pixels)
-    rows = patches.mT @ torch.cat([columns, shift[..., None, :]], -2)  # (n, n_pixels, n_out)
-    maps: Tensor = _apply(_AsVmapAsks, torch.unflatten(rows, 1, (height, width)).permute(0, 3, 1, 2))
-    return maps
-
-
 def _first(x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a convolution of few channels without its bias, times signs and max-pooled, and its `_statistics`."""
+    """Return a convolution of few channels without its bias, times signs and max-pooled, and its `_statistics`.
+
+    Those are moments of the patches, seen through the weights.
+    """
     patches, columns, height, width = _patches(x, conv)
     bias = conv.bias
     assert bias is not None
@@ -87,21 +74,11 @@ def _first(x: Tensor, conv: nn.Conv2d, sign: Tensor, norm: nn.Module | None) -> 
     maps = rows.unflatten(1, (height // 2, width // 2)).permute(0, 3, 1, 2)
     if norm is None:
         return maps, bias, bias
-    moments = _moments_of_product(patches, columns, bias, norm)
-    return maps, moments.mean, moments.variance
+    return maps, *_moments_of_product(patches, columns, bias, norm)
 
 
-class _OfProduct(NamedTuple):
-    """Moments of patches (n, n_in * size², n_pixels) times columns, plus bias, and of the patches themselves."""
-
-    centre: Tensor  # (n_in * size², 1) of all patches, or (n, n_in * size², 1) of those of each example
-    of_channel: Tensor  # (n_out,) or (n, n_out)
-    mean: Tensor  # (n_out,) of a batch, or (n, 1) of an example over its channels
-    variance: Tensor  # likewise
-
-
-def _moments_of_product(patches: Tensor, columns: Tensor, bias: Tensor, norm: nn.Module) -> _OfProduct:
-    """Return what a normalisation needs to know of a product: moments of the patches, seen through the columns."""
+def _moments_of_product(patches: Tensor, columns: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the `_statistics` of patches (n, n_in * size², n_pixels) times columns, plus bias."""
     with torch.autocast(patches.device.type, enabled=False):  # sums of many numbers
         patches = patches.to(columns)
         centres = patches.mean(2)  # (n, n_in * size²)
@@ -109,35 +86,13 @@ def _moments_of_product(patches: Tensor, columns: Tensor, bias: Tensor, norm: nn
             centre = centres.mean(0)
             off = patches - centre[:, None]
             covariance = (off @ off.mT).mean(0) / patches.shape[2]
-            of_channel = centre @ columns + bias
-            return _OfProduct(centre[:, None], of_channel, of_channel, ((covariance @ columns) * columns).sum(0))
+            return centre @ columns + bias, ((covariance @ columns) * columns).sum(0)
         off = patches - centres[:, :, None]
         covariances = off @ off.mT / patches.shape[2]  # (n, n_in * size², n_in * size²)
         of_channel = centres @ columns + bias  # (n, n_out)
         mean = of_channel.mean(1, keepdim=True)
         within = covariances.flatten(1) @ (columns @ columns.T).flatten() / len(bias)  # (n,)
-        variance = within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
-        return _OfProduct(centres[:, :, None], of_channel, mean, variance)
-
-
-class _AsVmapAsks(Function):
-    """The identity; under `vmap` a copy with channels first, as torch 2.13 has no group normalisation for others."""
-
-    @staticmethod
-    def forward(maps: Tensor) -> Tensor:
-        return maps.view_as(maps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], maps: Tensor) -> tuple[Tensor, int | None]:
-        return maps.movedim(in_dims[0] or 0, 0).contiguous(), None if in_dims[0] is None else 0
+        return mean, within[:, None] + (of_channel - mean).square().mean(1, keepdim=True)
 
 
 def _patches(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, int, int]:

@@ -206,7 +206,10 @@ def _texts(what: str, given: Any, n: int) -> list[str]:
         values = values.astype(np.int64)
     if values.dtype.kind not in "iuUb":
         raise UserError(f"{what} holds {values.dtype}; give whole numbers or texts")
-    texts = [str(value) for value in values.tolist()]
+    try:
+        texts = [str(value) for value in values.tolist()]
+    except SystemError:  # in which Python ends over numbers above its largest character
+        raise UserError(f"{what} holds characters that are none; write its texts again") from None
     if "" in texts:
         raise UserError(f"row {texts.index('')} of {what} is empty; write a text, or leave the row out")
     return texts

@@ -127,10 +127,9 @@ def gradients(net: nn.Sequential, x: Tensor, fast: bool) -> Iterator[Tensor]:
 
 
 def test_what_a_block_returns_has_its_channels_last_in_memory() -> None:
-    for norm in NORMS:
-        for pool in (True, False):
-            maps = block(32, norm, pool)(block(1, norm, pool)(torch.rand(2, 1, 28, 28)))
-            assert maps.is_contiguous(memory_format=torch.channels_last)
+    for pool in (True, False):
+        maps = block(32, "batch", pool)(block(1, "batch", pool)(torch.rand(2, 1, 28, 28)))
+        assert maps.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_replayed_loop_over_blocks_is_the_loop_but_for_rounding_and_the_same_each_time(

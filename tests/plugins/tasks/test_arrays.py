@@ -202,6 +202,12 @@ def test_a_member_of_an_archive_that_is_no_array_is_refused(tmp_path: Path) -> N
         load(file=str(tmp_path / "a.npz"))
 
 
+def test_numbers_that_stand_for_no_characters_are_refused(tmp_path: Path) -> None:
+    no_character = np.frombuffer(np.full(len(X), 0x110000, np.uint32).tobytes(), "<U1")
+    with pytest.raises(UserError, match=r"a\.npz: y holds characters that are none"):
+        load(**save(tmp_path, ".npz", y=no_character))
+
+
 def test_an_array_packed_to_burst_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, X=np.zeros((2000, 100)), y=np.arange(2000) % 9)
