@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import TURNS, Held, Task, easyfsl_tasks, import_torchvision, learn2learn_tasks, write_pictures
 
 from metaopt.executor import Loop
 from metaopt.learner import Gradients
@@ -30,6 +29,7 @@ from metaopt_encoders.conv4 import Conv4
 from metaopt_metric.protonet import ProtoNet
 from metaopt_tasks.glyphs import Glyphs
 from metaopt_tasks.images import Images
+from peers import TURNS, Held, Task, easyfsl_tasks, import_torchvision, learn2learn_tasks, write_pictures
 
 SIZES = ((5, 1, 15), (20, 5, 15))
 SECONDS, REPEATS = 0.5, 5

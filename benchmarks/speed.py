@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Draw, easyfsl_tasks, learn2learn_tasks, write_pictures
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,6 +57,7 @@ from metaopt_optimizer.lstm_meta import LSTMMetaLearner
 from metaopt_tasks.glyphs import Glyphs
 from metaopt_tasks.images import Images
 from metaopt_tasks.sinusoid import Sinusoid
+from peers import Draw, easyfsl_tasks, learn2learn_tasks, write_pictures
 
 SECONDS, TURNS = 0.5, 5
 WIDTH = 64

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from scipy.spatial import KDTree
-from sinusoid_steps import CPU, TEST_TASKS, Contestant, errors_by_task
 from torch import Tensor
 
 from metaopt import benchmark, plugins
@@ -32,6 +31,7 @@ from metaopt.study.trial import Bench
 from metaopt.train import Budget, Outer, meta_train
 from metaopt_baseline.finetune import FineTune
 from metaopt_gradient.maml import MAML
+from sinusoid_steps import CPU, TEST_TASKS, Contestant, errors_by_task
 
 FILE = Path(__file__).parent / "results" / "reproduce.json"
 

@@ -4,38 +4,29 @@ A block of code whose first line is a comment with a file's name is written to t
 each command is run, and must print what stands below it, where … stands for anything, lines included.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+import reference
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_reference_is_what_the_docstrings_give() -> None:
-    assert reference().FILE.read_text(encoding="utf-8") == reference().text(), "run `make readme`"
+    assert reference.FILE.read_text(encoding="utf-8") == reference.text(), "run `make readme`"
 
 
 def test_every_hook_is_documented_with_what_it_returns() -> None:
-    text = reference().FILE.read_text(encoding="utf-8")
-    hooks = reference().hooks()
+    text = reference.FILE.read_text(encoding="utf-8")
+    hooks = reference.hooks()
     assert {"register_learners", "register_task_samplers", "trial_finished"} <= hooks.keys()
     for name, hook in hooks.items():
         assert hook.__doc__, name

@@ -1,6 +1,5 @@
 """What CI installs is what constraints.txt says, each file by its hash."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,13 +9,10 @@ from typing import Any
 
 import pytest
 
+import audit
+
 ROOT = Path(__file__).parents[1]
 AUDIT = ROOT / ".ci" / "audit.py"
-spec = importlib.util.spec_from_file_location("audit", AUDIT)
-assert spec
-assert spec.loader
-audit: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(audit)
 
 
 def test_every_pinned_package_has_a_hash_and_the_version_of_the_constraints() -> None:

@@ -1,17 +1,16 @@
 """The README says what is so: its blocks are what their sources give, its commands parse, its files exist."""
 
-import importlib.util
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 
+import fill_readme
+import sinusoid_steps
 from metaopt import cli, plugins
 from metaopt.study import file
 
@@ -22,21 +21,10 @@ COMMANDS = re.findall(r"^\$ (metaopt .*?)\s*(?:#.*)?$", README, re.MULTILINE)
 STUDIES = re.findall(r"```yaml\n(name: .*?)```", README, re.DOTALL)
 
 
-def script(name: str) -> ModuleType:
-    """Return one of the scripts in docs, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_blocks_are_what_their_sources_give() -> None:
-    module = script("fill_readme")
-    assert len(module.BLOCK.findall(README)) >= 4
+    assert len(fill_readme.BLOCK.findall(README)) >= 4
     for text in (README, OF_BENCHMARKS):
-        assert module.filled(text) == text, "run `make readme`"
+        assert fill_readme.filled(text) == text, "run `make readme`"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,16 +68,15 @@ def test_published_figures_are_of_learners_and_results_that_exist() -> None:
 def test_the_plot_is_of_the_numbers_beside_it() -> None:
     results = ROOT / "docs" / "results"
     rows = json.loads((results / "sinusoid-steps.json").read_text(encoding="utf-8"))
-    plot = script("sinusoid_steps").plot({name: row["errors"] for name, row in rows.items()})
+    plot = sinusoid_steps.plot({name: row["errors"] for name, row in rows.items()})
     assert (results / "sinusoid-steps.svg").read_text(encoding="utf-8") == plot
 
 
 def test_the_oracle_of_sinusoids_reads_amplitude_and_phase_off_five_points() -> None:
-    module = script("sinusoid_steps")
-    sampler = module.Sinusoid(module.Sinusoid.Config())
+    sampler = sinusoid_steps.Sinusoid(sinusoid_steps.Sinusoid.Config())
     spec = sampler.spec(1, 5, 3)
     tasks = sampler.draw("test", spec, 1, torch.Generator().manual_seed(0))
-    oracle = module.Oracle(spec, None, None)
+    oracle = sinusoid_steps.Oracle(spec, None, None)
     oracle.encoder, oracle.head = torch.nn.Identity(), torch.nn.Identity()
     x, amplitude, phase = oracle(tasks.support_x[0], tasks.support_y[0], tasks.query_x[0]).T[..., None]
     torch.testing.assert_close(amplitude * (x - phase).sin(), tasks.query_y[0], rtol=1e-3, atol=1e-3)

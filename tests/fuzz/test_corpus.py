@@ -1,21 +1,14 @@
 """Inputs that coverage-guided fuzzing came to (`make fuzz-guided`) are read, or refused in a sentence."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-spec = importlib.util.spec_from_file_location("fuzz", HERE)
-assert spec
-assert spec.loader
-fuzz: Any = importlib.util.module_from_spec(spec)
-sys.modules["fuzz"] = fuzz
-spec.loader.exec_module(fuzz)
+import fuzz
+
 NAMES = ["study", "mapping", "csv", "jsonl", "npz", "picture", "model", "checkpoint", "arguments"]
 
 

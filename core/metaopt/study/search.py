@@ -175,12 +175,16 @@ def _search(
     stopped: Callable[[], bool],
     end: float,
 ) -> None:
+    in_time = set(bench.study.space.learners)
+    """Learners of which no trial ran out of time: while there is one, another trial may come to its end."""
     while True:
         deadline = end - _reserve(bench, ledger.best(), crew)
         left = bench.study.trials - len(ledger.results) - crew.busy
-        while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline:
+        while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline and in_time:
             # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
             limit = min(deadline, now + 0.45 * (end - now))
+            if bench.study.timeout and now + _shortest(ledger) > limit:
+                break
             job = patient(lambda limit=limit: ledger.ask(limit))  # type: ignore[misc]
             watcher.started(job)
             crew.start(job)
@@ -189,11 +193,16 @@ def _search(
             return
         for done in crew.wait():
             if done.result.reason == TIMEOUT:
-                end = -math.inf  # another would not come to its end either
+                in_time.discard(done.result.learner)
             if patient(lambda done=done: ledger.tell(done)):  # type: ignore[misc]
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)
+
+
+def _shortest(ledger: Ledger) -> float:
+    """Return the seconds of the shortest trial that came to its end; 0 where there is none."""
+    return min((result.seconds for result in ledger.results if result.state == "complete"), default=0.0)
 
 
 def _reserve(bench: Bench, best: list[TrialResult], crew: Crew) -> float:

@@ -1,28 +1,17 @@
 """A PostgreSQL server of its own for the tests of studies that many workers share."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-
-@pytest.fixture(scope="session")
-def cluster() -> Any:
-    """Return benchmarks/cluster.py, which starts servers and workers."""
-    spec = importlib.util.spec_from_file_location("cluster", Path(__file__).parents[3] / "benchmarks" / "cluster.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules["cluster"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import cluster
 
 
 @pytest.fixture(scope="session")
-def postgres(cluster: Any) -> Iterator[Any]:
+def postgres() -> Iterator[Any]:
     """Return a running server; without PostgreSQL or its driver the test is skipped."""
     pytest.importorskip("psycopg", reason="needs the extra [postgres]")
     try:

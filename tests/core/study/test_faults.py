@@ -1,6 +1,5 @@
 """Studies are killed, frozen, and their disks filled: nothing that was finished is lost or counted twice."""
 
-import importlib.util
 import json
 import os
 import random
@@ -18,19 +17,12 @@ from typing import Any
 import pytest
 import torch
 
+import torture
 from metaopt import checkpoint
 from metaopt.study import patience
+from torture import Moment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are provoked by Linux's own means")
-
-HERE = Path(__file__).parents[3] / "benchmarks" / "torture.py"
-spec = importlib.util.spec_from_file_location("torture", HERE)
-assert spec
-assert spec.loader
-torture: Any = importlib.util.module_from_spec(spec)
-sys.modules["torture"] = torture
-spec.loader.exec_module(torture)
-Moment = torture.Moment
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """A study of many trials: the last one costs what the first ones did. `make load` measures ten thousand."""
 
 import cProfile
-import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+import load
 from metaopt import plugins
 from metaopt.study import search, strategy
 from metaopt.study.file import resolve
@@ -17,14 +16,6 @@ from metaopt.study.trial import Bench, TrialResult
 from metaopt.terminal import Quiet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and files are counted by Linux's own means")
-
-HERE = Path(__file__).parents[3] / "benchmarks" / "load.py"
-spec = importlib.util.spec_from_file_location("load", HERE)
-assert spec
-assert spec.loader
-load: Any = importlib.util.module_from_spec(spec)
-sys.modules["load"] = load
-spec.loader.exec_module(load)
 
 
 class Counting(Quiet):

@@ -35,6 +35,7 @@ LAB = '''
 import ctypes
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -132,13 +133,21 @@ class Fickle(Toy):
             raise OSError("enough")
         return super().outer_step(*args)
 
+class Sluggish(Toy):
+    """Never gets far."""
+    name = "sluggish"
+
+    def outer_step(self, *args):
+        time.sleep(0.5)
+        return super().outer_step(*args)
+
 @hookimpl
 def register_task_samplers():
     return [Points]
 
 @hookimpl
 def register_learners():
-    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle]
+    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle, Sluggish]
 
 @hookimpl
 def trial_finished(result):
@@ -611,8 +620,19 @@ def test_a_trial_under_way_ends_with_the_time(lab: Any, tmp_path: Path) -> None:
     began = time.monotonic()
     board = study(tmp_path / "a", timeout=1.5, budget={"tasks": 10**9})
     assert time.monotonic() - began < 30
-    assert (board["status"], board["trials"]) == ("failed", {"complete": 0, "pruned": 1, "failed": 0})
-    assert results(tmp_path / "a")[0]["reason"] == "timeout"
+    assert board["status"] == "failed"
+    tried = [(result["learner"], result["reason"]) for result in results(tmp_path / "a")]
+    assert tried in ([("toy", "timeout")], [("toy", "timeout"), ("protonet", "timeout")]), (
+        "each once, where there is time"
+    )
+
+
+def test_a_learner_that_is_too_slow_leaves_the_rest_of_the_time_to_the_others(lab: Any, tmp_path: Path) -> None:
+    board = study(tmp_path / "a", learners=["sluggish", "toy"], timeout=12, trials=3, budget={"tasks": 400})
+    tried = [(result["learner"], result["reason"]) for result in results(tmp_path / "a")]
+    assert tried[0] == ("sluggish", "timeout")
+    assert [learner for learner, _ in tried[1:]] == ["toy"] * (len(tried) - 1)
+    assert (board["status"], board["finalists"][0]["learner"]) == ("finished", "toy")
 
 
 # Pruning

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+import cluster
 from metaopt import cli, supervise
 
 ROOT = Path(__file__).parents[3]
@@ -144,7 +145,7 @@ def test_a_worker_that_is_stopped_puts_its_trial_back_and_leaves_no_process(
 
 
 def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
-    postgres: Any, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "away", "budget": {"tasks": 2000}}))
@@ -161,7 +162,7 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
 
 
 def test_a_worker_whose_database_is_away_when_it_first_starts_waits_for_it(
-    postgres: Any, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "late"}))
@@ -203,12 +204,20 @@ def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
         return found
 
     frozen = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
-    [held] = until(running)
+    until(running)
     [process] = workers_of(frozen)
-    os.kill(process, signal.SIGSTOP)
+
+    def frozen_with() -> list[dict[str, Any]]:
+        os.kill(process, signal.SIGSTOP)
+        found = running()
+        if not found:  # it was between two trials
+            os.kill(process, signal.SIGCONT)
+        return found
+
+    [held] = until(frozen_with)
     other = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
     try:
-        until(lambda: {**held, "attempt": 2} in running())
+        until(lambda: held["trial"] in begun_again(tmp_path / "shared.log"))
     finally:
         os.kill(process, signal.SIGCONT)
     for one in (other, frozen):
@@ -217,6 +226,12 @@ def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
     assert " 0 failed, 0 running, 0 of 6 left" in metaopt("study", "status")[1]
     trials = every_result(tmp_path / "shared.log")
     assert sorted(map(len, trials.values())) == [1] * 6, "each has one result"
+
+
+def begun_again(journal: Path) -> set[int]:
+    """Return the numbers of the trials in a journal's only study that a second worker has begun."""
+    claims = [json.loads(line) for line in journal.read_text().splitlines() if '"attempts"' in line]
+    return {entry["trial_id"] for entry in claims if '"attempts": 2' in json.dumps(entry)}
 
 
 def every_result(journal: Path) -> dict[int, list[Any]]:

@@ -3,18 +3,16 @@
 Pictures of the pages are kept in build/screenshots, or where METAOPT_SCREENSHOTS points, to be looked at.
 """
 
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import screenshots
 from metaopt import plugins
 from metaopt.study import report
 
@@ -24,31 +22,18 @@ LOOKS = [(1200, False), (1200, True), (390, False), (390, True)]
 pytest.importorskip("selenium", reason="the browser is driven by Selenium")
 
 
-def script(name: str) -> ModuleType:
-    """Return one of the scripts in docs, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SCREENSHOTS = script("screenshots")
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if SCREENSHOTS.installed() is None:
+    if screenshots.installed() is None:
         pytest.skip("no chromium and chromedriver here; apt-get install chromium chromium-driver")
-    with SCREENSHOTS.chromium() as browser:
+    with screenshots.chromium() as browser:
         yield browser
 
 
 def look(browser: Any, page: Path, name: str, *, width: int = 1200, dark: bool = False) -> None:
     """Open a page, keep a picture of it, and hold it to what every page must be."""
-    SCREENSHOTS.show(browser, page, width=width, dark=dark)
-    SCREENSHOTS.shoot(browser, KEPT / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+    screenshots.show(browser, page, width=width, dark=dark)
+    screenshots.shoot(browser, KEPT / f"{name}-{width}-{'dark' if dark else 'light'}.png")
     said = browser.get_log("browser")
     assert not said, said
     places = browser.find_elements("css selector", ".plot")
@@ -79,7 +64,7 @@ def test_a_page_follows_its_reader_into_the_dark(browser: Any, page: Path) -> No
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         return str(browser.execute_script("return document.querySelector('.xtick text').style.fill"))
 
-    SCREENSHOTS.show(browser, page, width=1200)
+    screenshots.show(browser, page, width=1200)
     light = coloured("light")
     WebDriverWait(browser, 30).until(lambda _: coloured("dark") != light)  # figures are drawn anew in a moment
 
@@ -107,6 +92,6 @@ def test_what_a_class_is_called_is_shown_and_never_run(
 def test_the_page_itself_forbids_scripts_that_are_not_its_own(browser: Any, page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("</main>", "<script>window.hacked = 1</script></main>")
     (tmp_path / "changed.html").write_text(text, encoding="utf-8")
-    SCREENSHOTS.show(browser, tmp_path / "changed.html", width=1200)
+    screenshots.show(browser, tmp_path / "changed.html", width=1200)
     assert browser.execute_script("return window.hacked") is None
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
