@@ -257,7 +257,7 @@ def fuzz(name: str, root: Path, flags: list[str]) -> None:
         target = targets(root)[name]
     if name == "model":
         saved_model(root)
-    import sklearn  # type: ignore[import-untyped]
+    import sklearn  # type: ignore[import-untyped] # it says nothing of its types
 
     sklearn.set_config(skip_parameter_validation=True)  # of what we give it, not of what is read
     logging.disable(logging.CRITICAL)  # what readers warn of, they warn of a thousand times a second

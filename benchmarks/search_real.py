@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -96,11 +97,7 @@ def searched(name: str, bench: Bench, seconds: float, folder: Path) -> tuple[Kep
     while not clock.over():
         job = ask()
         job = replace(job, save_to=folder / f"{job.number:05d}.safetensors")
-
-        def heard(progress: float, scores: Sequence[float], number: int = job.number) -> bool:
-            return report(number, progress, scores)
-
-        done = bench.run(job, heard, clock.over)
+        done = bench.run(job, partial(report, job.number), clock.over)
         if clock.over():
             break
         tell(done)

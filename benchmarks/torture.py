@@ -812,7 +812,7 @@ def database() -> Iterator[Any]:
     from cluster import Postgres
 
     try:
-        import psycopg  # noqa: F401 - whether it is there
+        import psycopg  # noqa: F401 - is it there?
 
         server = Postgres("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
     except (ImportError, FileNotFoundError):

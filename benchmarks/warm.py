@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -72,10 +73,7 @@ def best_so_far(raw: Mapping[str, Any], n_trials: int) -> list[float]:
         ledger = Ledger(bench, open_storage(Path(folder)), Path(folder))
         for _ in range(n_trials):
             job = ledger.ask()
-            done = bench.run(
-                job,
-                lambda progress, scores, number=job.number: ledger.report(number, progress, scores),  # type: ignore[misc]
-            )
+            done = bench.run(job, partial(ledger.report, job.number))
             ledger.tell(done)
             if done.result.mean is not None:
                 best = max(best, sign * done.result.mean)

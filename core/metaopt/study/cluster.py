@@ -147,7 +147,7 @@ def finish(
             tested.note(folder, entry["what"], trial=entry["trial"], tasks=entry["tasks"])
     board = search.run(bench, folder, watcher, workers=workers, storage=url, stopped=stopped)
     if board["status"] == "finished":
-        Patient(url, stopped)(lambda: _keep(board, url, name))
+        Patient(url, stopped)(_keep, board, url, name)
     return board, folder
 
 

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,6 +14,7 @@ from metaopt.errors import UserError
 from metaopt.study.storage import first_line
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PAUSES = (1.0, 30.0)
@@ -41,15 +42,15 @@ class Patient:
     url: str
     stopped: Callable[[], bool]
 
-    def __call__(self, act: Callable[[], T]) -> T:
-        """Return what `act` does, which may be called again after it was broken off anywhere.
+    def __call__(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `act` does with these arguments, which may be called again after it was broken off anywhere.
 
         Raises UserError where the storage stays away, or is there and cannot be read.
         """
         pause, until, away = PAUSES[0], time.monotonic() + PATIENCE, False
         while True:
             try:
-                done = act()
+                done = act(*args, **kwargs)
                 if away:
                     log.warning("the storage answers again")
                 return done

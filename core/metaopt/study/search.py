@@ -80,7 +80,7 @@ def run(
         refuse_another(bench.study.name, folder / "study.yaml")
         portfolio.check(bench)
         kept, patient = open_storage(folder, storage), Patient(storage or "", stopped)
-        ledger = patient(lambda: Ledger(bench, kept, folder))
+        ledger = patient(Ledger, bench, kept, folder)
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
             log.warning("%s: %s", bench.study.name, said)
         earlier = leaderboard.read(folder)
@@ -185,7 +185,7 @@ def _search(
             limit = min(deadline, now + 0.45 * (end - now))
             if bench.study.timeout and now + _shortest(ledger) > limit:
                 break
-            job = patient(lambda limit=limit: ledger.ask(limit))  # type: ignore[misc]
+            job = patient(ledger.ask, limit)
             watcher.started(job)
             crew.start(job)
             left -= 1
@@ -194,7 +194,7 @@ def _search(
         for done in crew.wait():
             if done.result.reason == TIMEOUT:
                 in_time.discard(done.result.learner)
-            if patient(lambda done=done: ledger.tell(done)):  # type: ignore[misc]
+            if patient(ledger.tell, done):
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)

@@ -79,7 +79,7 @@ def work(
 ) -> int:
     """Work on a study until it is done or `stopped()`; return how many trials this worker has finished."""
     patient = Patient(url, stopped)
-    with closing(patient(lambda: open_store(url, name))) as store:
+    with closing(patient(open_store, url, name)) as store:
         return _work_in(store, patient, name, device, watcher, stopped, beat)
 
 
@@ -92,8 +92,8 @@ def _work_in(
     stopped: Callable[[], bool],
     beat: float,
 ) -> int:
-    bench = make_bench(patient(lambda: described(store, name)), device)
-    ledger = patient(lambda: Shared(bench, store, Path("runs") / name, beat=beat))
+    bench = make_bench(patient(described, store, name), device)
+    ledger = patient(Shared, bench, store, Path("runs") / name, beat=beat)
     watcher.began(bench, ledger.results)
     with _Pulse(ledger) as pulse:
 
@@ -128,7 +128,7 @@ def _work(patient: Patient, ledger: Shared, hands: crew.Crew, watcher: Watcher, 
         hands.start(job)
         while hands.busy:
             for done in hands.wait():
-                if patient(lambda done=done: ledger.tell(done)):  # type: ignore[misc]
+                if patient(ledger.tell, done):
                     finished += 1
                     bench = ledger.bench
                     bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
