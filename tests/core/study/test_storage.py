@@ -1,5 +1,6 @@
 """The journal survives whoever dies over it, and loses nothing that was acknowledged."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,22 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert len(trials) == 75
     assert [trial.number for trial in trials] == list(range(75))
     assert {trial.value for trial in trials} == {0.5}
+
+
+def test_the_disk_is_waited_for_at_a_result_and_not_at_what_a_trial_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    one = study(tmp_path)
+    began = len(synced)
+    assert began, "a study that is begun is on the disk"
+    trial = one.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("attempts", 1)
+    assert len(synced) == began
+    trial.set_user_attr("result", {"mean": 0.5})
+    assert synced[began:] == [(tmp_path / JOURNAL).stat().st_size], "once, all of it"
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
