@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge ladder portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge challenge-short ladder portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -23,7 +23,7 @@ help:
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
 	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
-	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled"
+	@echo "make torture    measure docs/results/torture: twenty kinds of faults, 250 kills, databases stopped, disks filled; ten minutes"
 	@echo "make fuzz       give study files, models and the command line a hundred times more nonsense than the tests do"
 	@echo "make fuzz-guided  give readers and command line inputs that coverage leads to (atheris), a minute each"
 	@echo "make pins       write .ci/requirements.txt, the hash of every package, after constraints.txt has changed"
@@ -33,6 +33,7 @@ help:
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
+	@echo "make challenge-short the same within ten CPU minutes a study: half an hour of two cores"
 	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
@@ -94,9 +95,15 @@ reproduce: .venv/metaopt
 
 challenge: .venv/metaopt
 	$(BIN)/python docs/challenge.py --set final.cpu_seconds=900
+	$(BIN)/python docs/fill_readme.py
+
+challenge-short: .venv/metaopt
+	$(BIN)/python docs/challenge.py --output runs/challenge-short --json docs/results/challenge-short.json
+	$(BIN)/python docs/fill_readme.py
 
 ladder: .venv/metaopt
 	$(BIN)/python docs/ladder.py
+	$(BIN)/python docs/fill_readme.py
 
 portfolio: .venv/metaopt
 	$(BIN)/python docs/portfolio.py
@@ -165,7 +172,8 @@ fuzz-ci: .venv/dev
 		else $(MAKE) fuzz METAOPT_FUZZ=2; fi
 
 load: .venv/metaopt
-	$(BIN)/python -W ignore benchmarks/load.py
+	$(BIN)/python -W ignore benchmarks/load.py | tee docs/results/load.txt
+	$(BIN)/python docs/fill_readme.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -203,7 +203,8 @@ class Text(ClassSampler):
         if (found := table_kind(path)) is None or found.text is None:
             return None
         tasks = {"file": str(path), "text": found.text, "label": found.label, "duplicates": "skip"}
-        return {"tasks": tasks, "encoder": {"mlp": {"width": [64, 256], "depth": 1}}}
+        encoders: dict[str, Any] = {"wide": {}, "mlp": {"width": [64, 256], "depth": 1}}
+        return {"tasks": tasks, "encoder": encoders, "augment": {"dropout": {"low": 0.3, "high": 0.6}}}
 
 
 def _vectors(values: Sequence[Any], name: str, path: Path) -> NDArray[np.float32]:

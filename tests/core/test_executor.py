@@ -85,6 +85,7 @@ ENCODERS: Mapping[str, Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]]] 
     "mlp": {"vectors": ((5,), {"width": 8})},
     "pyramid": {"three layers": ((1, 8, 8), {"width": 8, "depth": 3})},
     "resnet12": {norm: ((1, 16, 16), {"width": 4, "norm": norm}) for norm in ("layer", "batch")},
+    "wide": {"vectors": ((5,), {"width": 8})},
 }
 """Every built-in encoder, with the shape of an example and settings for every path through its code."""
 
