@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge challenge-short ladder portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge challenge-short ladder clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -35,6 +35,7 @@ help:
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make challenge-short the same within ten CPU minutes a study: half an hour of two cores"
 	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
+	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: ten minutes of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
 	@echo "make wheel      build the wheel into dist/"
@@ -103,6 +104,10 @@ challenge-short: .venv/metaopt
 
 ladder: .venv/metaopt
 	$(BIN)/python docs/ladder.py
+	$(BIN)/python docs/fill_readme.py
+
+clinc: .venv/metaopt
+	$(BIN)/python docs/clinc.py
 	$(BIN)/python docs/fill_readme.py
 
 portfolio: .venv/metaopt

@@ -59,8 +59,9 @@ def main() -> int:
     with ThreadPoolExecutor(options.at_once) as threads:
         for one in threads.map(lambda split: both(split, options.output), range(options.splits)):
             found.append(one)
-            print(one["split"], one["winner"]["learner"], *(one[who][f"{shot}-shot"]["mean"]  # noqa: T201
-                  for shot in SHOTS for who in ("winner", "fixed")), flush=True)  # fmt: skip
+            scores = [f"{one[who][f'{shot}-shot']['mean']:.2%}" for shot in SHOTS for who in ("winner", "fixed")]
+            sys.stdout.write(f"division {one['split']}: {one['winner']['learner']} {', '.join(scores)}\n")
+            sys.stdout.flush()
             write_json(options.json, {"date": datetime.now(UTC).date().isoformat(), "splits": found})
     for shot in SHOTS:
         ours, fixed = (mean(one[who][f"{shot}-shot"]["mean"] for one in found) for who in ("winner", "fixed"))

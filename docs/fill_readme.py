@@ -2,8 +2,8 @@
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
 learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder,
-speed beside peers, faults that were provoked, inputs that were tried, a command, or a source file.
-tests/test_readme.py fails where a block is not what its source gives.
+sentences of unseen classes, speed beside peers, faults that were provoked, inputs that were tried, a command, or a
+source file. tests/test_readme.py fails where a block is not what its source gives.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|speed|torture|fuzz|command|source) (\S.*?) -->\n"
+    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source) "
+    r"(\S.*?) -->\n"
     r"```\w*\n)"
     r"(.*?)(```\n)",
     re.DOTALL,
@@ -141,6 +142,23 @@ def ladder(name: str) -> str:
     return f"% errors of the whole: {whole}; without any of its parts: {bare}\n" + _table(table, left={0})
 
 
+def sentences(name: str) -> str:
+    """Return a table of accuracies that docs/clinc.py found, beside those of the fixed features."""
+    found = _board(name)["splits"]
+    columns = [(f"{shot}-shot", who) for shot in (1, 5) for who in ("winner", "fixed")]
+    rows = [("division", "learner", "1 shot", "fixed features", "5 shots", "fixed features")]
+    rows += [
+        (
+            str(one["split"]), one["winner"]["learner"],
+            *(f"{100 * one[who][shot]['mean']:.1f} ± {100 * one[who][shot]['ci95']:.1f}" for shot, who in columns),
+        )
+        for one in found
+    ]  # fmt: skip
+    means = (sum(one[who][shot]["mean"] for one in found) / len(found) for shot, who in columns)
+    rows.append(("mean", "", *(f"{100 * mean:.1f}" for mean in means)))
+    return _table(rows, left={0, 1})
+
+
 def speed(name: str) -> str:
     """Return a table of what benchmarks/speed.py measured: each row beside its fastest peer by CPU time."""
     if not (ROOT / "docs" / "results" / f"{name}.json").exists():
@@ -221,6 +239,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "figures": figures,
     "challenge": challenge,
     "ladder": ladder,
+    "sentences": sentences,
     "speed": speed,
     "torture": torture,
     "fuzz": fuzz,

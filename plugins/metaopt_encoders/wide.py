@@ -14,8 +14,8 @@ class Wide(Encoder):
     """Each number of an example times a weight, and beside these a linear map of them.
 
     What stands for a word that no train class uses still tells examples apart, as in the wide part of Cheng et al.
-    (2016, arXiv:1606.07792, "Wide & deep learning"); here the other part is linear. Weights begin at 1 and are positive;
-    the map begins as a random one that keeps distances, on average (Johnson & Lindenstrauss, 1984).
+    (2016, arXiv:1606.07792, "Wide & deep learning"); here the other part is linear. Weights begin at 1 and stay above
+    0; the map begins as a random one that keeps distances, on average (Johnson & Lindenstrauss, 1984).
     """
 
     name = "wide"
