@@ -660,7 +660,11 @@ def database_stopped(victims: Stored, row: Row, draw: random.Random) -> None:
     written = stamp(folder)
     victims.server.start()
     row.seconds.append(recovered(folder, process, written))
-    judge(victims, folder, row, before, end(process))
+    if (code := end(process)) == 2:  # it was about to open the storage, which may have been a mistake
+        refused_in_a_sentence(victims, folder, row, code)
+        settle(victims, folder, row, before)
+    else:
+        judge(victims, folder, row, before, code)
 
 
 def two_users(victims: Victims, row: Row) -> None:
