@@ -660,7 +660,9 @@ def database_stopped(victims: Stored, row: Row, draw: random.Random) -> None:
     written = stamp(folder)
     victims.server.start()
     row.seconds.append(recovered(folder, process, written))
-    if (code := end(process)) == 2:  # it was about to open the storage, which may have been a mistake
+    code = end(process)
+    if code == 2 and "cannot open that storage" in victims.said(folder) and not folder.exists():
+        # It was about to begin: a URL that does not answer then may be a mistake.
         refused_in_a_sentence(victims, folder, row, code)
         settle(victims, folder, row, before)
     else:
