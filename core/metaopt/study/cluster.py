@@ -26,6 +26,10 @@ def create(bench: Bench, url: str) -> dict[str, Any]:
 
     Raises UserError where it is there and differs in what makes trials compare.
     """
+    return _at_once(url)(_create, bench, url)
+
+
+def _create(bench: Bench, url: str) -> dict[str, Any]:
     study = bench.study
     with closing(open_store(url, study.name, new=True)) as store, store.alone():
         ledger = Shared(bench, store, Path("runs") / study.name)
@@ -37,7 +41,16 @@ def create(bench: Bench, url: str) -> dict[str, Any]:
 
 
 def status(url: str, name: str | None) -> dict[str, Any]:
-    """Return how the shared studies in a storage stand, or that one."""
+    """Return how the shared studies in a storage stand, or that one. UserError where it does not answer."""
+    return _at_once(url)(_looked_at, url, name)
+
+
+def _at_once(url: str) -> Patient:
+    """Return who does what needs the storage once: a command that is given again as easily need not wait."""
+    return Patient(url, stopped=lambda: True)
+
+
+def _looked_at(url: str, name: str | None) -> dict[str, Any]:
     with closing(open_store(url, name or "")) as store:
         kept = {one: optuna.load_study(study_name=one, storage=store.storage) for one in worker.names(store)}
         chosen = [worker.described(store, name)["study"]["name"]] if name else sorted(kept)
@@ -116,9 +129,7 @@ def finish(
 
     Raises UserError where trials are still to be done.
     """
-    with closing(open_store(url, name)) as store:
-        attrs = worker.described(store, name)
-        trials = optuna.load_study(study_name=name, storage=store.storage).get_trials(deepcopy=False)
+    attrs, trials = Patient(url, stopped)(_read, url, name)
     now = _status(attrs, trials, maximize=True)
     if now["status"] == "open":
         done = now["complete"] + now["pruned"] + now["failed"]
@@ -149,6 +160,12 @@ def finish(
     if board["status"] == "finished":
         Patient(url, stopped)(_keep, board, url, name)
     return board, folder
+
+
+def _read(url: str, name: str) -> tuple[Mapping[str, Any], list[FrozenTrial]]:
+    with closing(open_store(url, name)) as store:
+        attrs = worker.described(store, name)
+        return attrs, optuna.load_study(study_name=name, storage=store.storage).get_trials(deepcopy=False)
 
 
 def _keep(board: dict[str, Any], url: str, name: str) -> None:

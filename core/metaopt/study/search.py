@@ -89,7 +89,7 @@ def run(
         write_text(folder / "study.yaml", bench.study.to_yaml())
         if said := versions.changed(versions.keep(folder, versions.used(bench))):
             log.warning("%s: %s", folder, said)
-        spent = max(earlier["seconds"] if earlier else 0.0, ledger.seconds())
+        spent = max(earlier["seconds"] if earlier else 0.0, patient(ledger.seconds))
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
         _tell_starts(ledger, watcher)

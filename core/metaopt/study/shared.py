@@ -269,9 +269,10 @@ class Shared(Ledger):
             return None
         claim = self.taken
         trial = optuna.Trial(self.optuna, claim.trial_id)
-        params = self.bench.study.space.suggest(trial)
+        params, deadline = self.bench.study.space.suggest(trial), self._deadline()
+        # From here on it counts as had, and signs of life are given for it: nothing after this may need the storage.
         self.running[trial.number], self.claims[trial.number], self.taken = trial, claim, None
-        return self.job(trial.number, params, self._deadline())
+        return self.job(trial.number, params, deadline)
 
     def refresh(self) -> list[FrozenTrial]:
         """Read what others have done; return every trial."""

@@ -289,6 +289,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 AWAY = {
     "while the study is made": (Moment("used"), "fast"),
+    "after the study is made": (Moment("Ledger.seconds"), "fast"),
     "between a trial's beginning and its choice": (Moment("Ledger._begin", "return", nth=3), "immediate"),
     "in meta-training": (Moment("Learner.outer_step", nth=3), "fast"),
     "before a trial is stored": (Moment("Ledger.tell", nth=2), "immediate"),

@@ -21,7 +21,7 @@ from metaopt.study import shared
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
 from metaopt.study.ledger import ATTEMPTS, Ledger
-from metaopt.study.patience import AWAY
+from metaopt.study.patience import AWAY, LockLostError
 from metaopt.study.shared import SILENT, Shared, Store, open_store
 from metaopt.study.storage import open_storage
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
@@ -256,6 +256,18 @@ def test_a_trial_that_was_taken_and_never_claimed_is_taken_at_once(worker: Worke
     a, b = worker(), worker()
     a.store.storage.set_trial_state_values(a.optuna.trials[0]._trial_id, TrialState.RUNNING)
     assert taken(b).number == 0
+
+
+def test_a_trial_whose_taking_was_not_answered_to_the_end_is_what_the_next_call_gives(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, answers = worker(), Shared._deadline
+    monkeypatch.setattr(Shared, "_deadline", lambda self: (_ for _ in ()).throw(LockLostError("gone")))
+    with pytest.raises(LockLostError):
+        a.claim()
+    assert not a.claims, "no sign of life is given for what nobody runs"
+    monkeypatch.setattr(Shared, "_deadline", answers)
+    assert taken(a).number == 0
 
 
 def test_a_result_whose_worker_died_before_it_was_closed_is_kept(worker: Workers, monkeypatch: Any) -> None:

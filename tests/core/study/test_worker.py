@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ STUDY: dict[str, Any] = {
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are watched by Linux's own means")
 
 Metaopt = Callable[..., tuple[int, str]]
+Begin = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -63,10 +64,22 @@ def journal(metaopt: Metaopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return create
 
 
-def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "metaopt", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Begin a command in the folder of the test, which ends it if it has not ended."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "metaopt", *arguments]
+        begun.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -116,10 +129,10 @@ def test_the_commands_of_the_page_make_a_study_work_on_it_and_end_it(
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_run_again(
-    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+    begin: Begin, journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
 ) -> None:
     journal("budget.tasks=4000")
-    process = begin(tmp_path, "worker", "--study", "tiny", "--beat", "0.3")
+    process = begin("worker", "--study", "tiny", "--beat", "0.3")
     [first] = until(lambda: workers_of(process))
     until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny")[1])
     os.kill(first, signal.SIGKILL)
@@ -131,10 +144,10 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_run_again(
 
 
 def test_a_worker_that_is_stopped_puts_its_trial_back_and_leaves_no_process(
-    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+    begin: Begin, journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
 ) -> None:
     journal("budget.tasks=100000000")
-    process = begin(tmp_path, "worker", "--study", "tiny", "--quiet")
+    process = begin("worker", "--study", "tiny", "--quiet")
     until(lambda: "running: trial" in metaopt("study", "status", "--study", "tiny")[1])
     children = workers_of(process)
     process.terminate()
@@ -146,12 +159,12 @@ def test_a_worker_that_is_stopped_puts_its_trial_back_and_leaves_no_process(
 
 
 def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
-    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Begin, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "away", "budget": {"tasks": 2000}}))
     assert cli.main(["study", "create", str(tmp_path / "tiny.yaml")]) == 0
-    process = begin(tmp_path, "worker", "--study", "away", "--beat", "1")
+    process = begin("worker", "--study", "away", "--beat", "1")
     until(lambda: any(state == "COMPLETE" for state, _ in cluster.finished(postgres.url, "away")))
     postgres.stop("immediate")
     time.sleep(1)
@@ -163,13 +176,13 @@ def test_workers_wait_for_a_database_that_goes_away_and_lose_nothing(
 
 
 def test_a_worker_whose_database_is_away_when_it_first_starts_waits_for_it(
-    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Begin, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"name": "late"}))
     assert cli.main(["study", "create", str(tmp_path / "tiny.yaml")]) == 0
     postgres.stop("fast")
-    process = begin(tmp_path, "worker", "--study", "late", "--quiet")
+    process = begin("worker", "--study", "late", "--quiet")
     assert process.stderr
     try:
         waits = process.stderr.readline()
@@ -183,10 +196,10 @@ def test_a_worker_whose_database_is_away_when_it_first_starts_waits_for_it(
 
 
 def test_a_database_that_is_not_there_is_a_users_mistake_and_not_waited_for(
-    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Begin, postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAOPT_STORAGE", postgres.url.rpartition("/")[0] + "/nowhere")
-    process = begin(tmp_path, "worker", "--study", "tiny")
+    process = begin("worker", "--study", "tiny")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.startswith("metaopt: --storage: cannot open that storage (")
@@ -195,7 +208,7 @@ def test_a_database_that_is_not_there_is_a_users_mistake_and_not_waited_for(
 
 
 def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
-    journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
+    begin: Begin, journal: Callable[..., None], metaopt: Metaopt, tmp_path: Path
 ) -> None:
     journal("budget.tasks=4000")
 
@@ -204,7 +217,7 @@ def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
         found: list[dict[str, Any]] = study["running"]
         return found
 
-    frozen = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    frozen = begin("worker", "--study", "tiny", "--quiet", "--beat", "0.3")
     until(running)
     [process] = workers_of(frozen)
 
@@ -216,7 +229,7 @@ def test_a_worker_that_is_frozen_past_its_heartbeat_and_woken_drops_what_it_has(
         return found
 
     [held] = until(frozen_with)
-    other = begin(tmp_path, "worker", "--study", "tiny", "--quiet", "--beat", "0.3")
+    other = begin("worker", "--study", "tiny", "--quiet", "--beat", "0.3")
     try:
         until(lambda: held["trial"] in begun_again(tmp_path / "shared.log"))
     finally:
@@ -350,11 +363,11 @@ def test_a_machine_without_the_data_says_so_in_a_sentence(
 
 
 def test_a_password_is_in_no_message_and_no_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("psycopg", reason="needs the extra [postgres]")
     monkeypatch.setenv("METAOPT_STORAGE", "postgresql://me:hunter2@127.0.0.1:1/x")
-    process = begin(tmp_path, "worker", "--study", "tiny", "--workers", "2")
+    process = begin("worker", "--study", "tiny", "--workers", "2")
     assert process.stderr
     said = "".join(process.stderr.readline() for _ in range(3))
     assert said.count("the storage does not answer (") == 3, said
