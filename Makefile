@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids optimizers reproduce challenge challenge-short ladder clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids navigation optimizers reproduce challenge challenge-short ladder clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -31,6 +31,7 @@ help:
 	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
+	@echo "make navigation measure docs/results/navigation, a quarter of an hour"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make challenge-short the same within ten CPU minutes a study: half an hour of two cores"
@@ -82,6 +83,10 @@ check: .venv/dev
 
 story: .venv/dev
 	$(BIN)/python docs/story.py
+	$(BIN)/python docs/fill_readme.py
+
+navigation: .venv/metaopt
+	$(BIN)/python docs/navigation.py
 	$(BIN)/python docs/fill_readme.py
 
 sinusoids: .venv/metaopt

@@ -22,7 +22,8 @@ from metaopt.study.leaderboard import interval, number
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(<!-- (leaderboard|zoo|steps|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source) "
+    r"(<!-- "
+    r"(leaderboard|zoo|steps|returns|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source) "
     r"(\S.*?) -->\n"
     r"```\w*\n)"
     r"(.*?)(```\n)",
@@ -69,6 +70,17 @@ def steps(name: str) -> str:
         last = errors.get(columns[-1], errors[columns[0]])["median"]
         median = "diverges" if last is None else number(last)
         rows.append((learner, *cells, median, f"{row['tasks']:,}"))
+    return _table(rows, left={0})
+
+
+def returns(name: str) -> str:
+    """Return a table of what docs/navigation.py found that an episode earns, by the number of gradient steps."""
+    found = _board(name)
+    columns = list(next(iter(found.values()))["returns"])
+    rows = [("return after steps", *columns, "rate", "CPU s")]
+    for learner, row in found.items():
+        cells = [interval(row["returns"][k]) if k in row["returns"] else "–" for k in columns]
+        rows.append((learner, *cells, "–" if row["rate"] is None else f"{row['rate']:g}", f"{row['cpu_seconds']:,}"))
     return _table(rows, left={0})
 
 
@@ -235,6 +247,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "leaderboard": leaderboard,
     "zoo": zoo,
     "steps": steps,
+    "returns": returns,
     "search": search,
     "figures": figures,
     "challenge": challenge,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import hookspecs, tune
+from metaopt.environment import Environments
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.objective import MetaObjective, Outcome
@@ -20,7 +21,7 @@ from metaopt.plugins import CONTRACTS
 from metaopt.preprocessing import Given, Preprocessing
 from metaopt.study.trial import TrialResult
 from metaopt.task import ClassPool, Examples, TaskBatch, TaskSampler, TaskSpec
-from metaopt.testing import CHECKS
+from metaopt.testing import CHECKS, CONTROL_CHECKS
 
 FILE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference for plugin authors
@@ -45,7 +46,7 @@ def _lines() -> Iterator[str]:
     for hook in hooks().values():
         yield from _function(hook)
     yield "## Contracts\n"
-    for contract in (Learner, Encoder, TaskSampler, Preprocessing, MetaObjective):
+    for contract in (Learner, Encoder, TaskSampler, Environments, Preprocessing, MetaObjective):
         yield from _class(contract)
     yield "## Data\n"
     for data in (TaskSpec, TaskBatch, Examples, ClassPool, Given, Outcome, TrialResult):
@@ -60,6 +61,10 @@ def _lines() -> Iterator[str]:
         yield f"### Of a {noun}\n".replace("a encoder", "an encoder")
         for check in CHECKS[contract]:
             yield f"- `{check.__name__}`: {_one_line(check)}"
+        if contract in CONTROL_CHECKS:
+            yield f'\nOf a {noun} of the kind "control":\n'
+            for check in CONTROL_CHECKS[contract]:
+                yield f"- `{check.__name__}`: {_one_line(check)}"
         yield ""
 
 

@@ -725,6 +725,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "learner": config["params"]["learner"],
         "objective": bench.study.objective,
         "pool": "test",
+        "kind": bench.spec.kind,
         "n_way": bench.spec.n_way,
         "n_shot": bench.spec.n_shot,
         "transductive": config["transductive"],

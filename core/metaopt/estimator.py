@@ -26,7 +26,7 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor
 
 from metaopt import plugins, seeds
-from metaopt.errors import InputError
+from metaopt.errors import InputError, UserError
 from metaopt.executor import Loop
 from metaopt.learner import Learner
 from metaopt.preprocessing import Preprocessing
@@ -45,6 +45,10 @@ def load(model: str | Path, device: str = "cpu") -> "FewShotClassifier | FewShot
     Raises UserError, in one sentence, where it cannot be read.
     """
     opened = load_model(Path(model), plugins.load(), torch.device(device))
+    if opened.spec.kind == "control":
+        raise UserError(
+            f"{model} is a policy, which acts and predicts nothing; give a model for classification or regression"
+        )
     return (FewShotClassifier if opened.spec.kind == "classification" else FewShotRegressor)(opened, device)
 
 

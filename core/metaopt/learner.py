@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from metaopt.augment import Augment
+from metaopt.environment import Environments
 from metaopt.task import Examples, Kind, Supports, TaskBatch, TaskSpec
 
 if TYPE_CHECKING:
@@ -123,6 +124,15 @@ class Learner(nn.Module):
         """Tell whether it defines `stream`."""
         return cls.stream is not Learner.stream
 
+    def interact(self, environments: Environments, draw: Generator) -> Tensor:
+        """Learn tasks by acting in them, and return what each episode brought: (n_tasks, n_shot + n_query).
+
+        The episodes stand in the order of experience: from the first `spec.n_shot` it learns, all at once or one after
+        the other, and the last `spec.n_query` show what it has learned. No task knows of another. Learners of the kind
+        "control" define this and `practise`, and neither `forward` nor `outer_step`.
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `interact`")
+
     def loss(self, predictions: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of predictions (n, n_outputs): cross entropy, or the squared error."""
         return cross_entropy(predictions, y) if self.spec.kind == "classification" else mse_loss(predictions, y)
@@ -168,6 +178,14 @@ class Learner(nn.Module):
         loss, gradients = executor.gradient(self, batch)
         update(gradients)
         return loss
+
+    def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
+        """Improve the parameters by acting in train environments, and return what is to become small, as a loss does.
+
+        It is `outer_step` for learners of the kind "control". `update` may be called several times, as where what was
+        experienced once serves several steps. Chance comes from torch's own generator.
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `practise`")
 
     def with_spec(self, spec: TaskSpec) -> "Learner":
         """Return this learner, its parameters shared, for tasks of another size."""

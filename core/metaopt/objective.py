@@ -14,8 +14,10 @@ class Outcome:
     """What a learner predicted for the query sets of some tasks, and the truth. Later versions may add fields."""
 
     spec: TaskSpec
-    predictions: Tensor  # (n_tasks, n_queries, n_outputs)
-    query_y: Tensor  # (n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size)
+    predictions: Tensor
+    """(n_tasks, n_queries, n_outputs); in control what each episode brought, (n_tasks, n_shot + n_query)."""
+    query_y: Tensor
+    """(n_tasks, n_queries) int64, or (n_tasks, n_queries, y_size); in control there is no truth, (n_tasks, 0)."""
     seconds: float = 0.0
     """A task took on average to adapt and predict, by the wall clock, tasks computed side by side."""
     parameters: int = 0

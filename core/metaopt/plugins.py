@@ -357,7 +357,7 @@ def _are_kinds(value: object) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and set(value) <= set(get_args(Kind))
 
 
-KINDS_LAW = "a tuple such as ('classification',), of 'classification' and 'regression'"
+KINDS_LAW = "a tuple such as ('classification',), of 'classification', 'regression' and 'control'"
 SUPPORTS_LAW = "'examples' or 'descriptions'"
 LAWS = (
     Law(
@@ -368,7 +368,7 @@ LAWS = (
     ),
     Law(object, "Config", "a dataclass with @dataclass(frozen=True) above it", _is_frozen_dataclass),
     Law(object, "Config.*", "None, true or false, a number, a text, or a tuple of these, given by `=`", _is_plain),
-    Law(TaskSampler, "kind", "'classification' or 'regression'", lambda kind: kind in get_args(Kind)),
+    Law(TaskSampler, "kind", "'classification', 'regression' or 'control'", lambda kind: kind in get_args(Kind)),
     Law(TaskSampler, "supports", SUPPORTS_LAW, lambda given: given in get_args(Supports)),
     Law(TaskSampler, "has_groups", "True or False", lambda has_groups: isinstance(has_groups, bool)),
     Law(TaskSampler, "has_sources", "True or False", lambda has_sources: isinstance(has_sources, bool)),

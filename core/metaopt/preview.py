@@ -48,6 +48,18 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
     }
     if pools["train"]["refused"]:
         return found, None, train_spec
+    if train_spec.kind == "control":
+        environments = sampler.environments("train", train_spec, 1, seeds.generator(study.seed, "preview"))
+        found["task"] = {
+            "n_shot": train_spec.n_shot,
+            "n_query": train_spec.n_query,
+            "horizon": environments.horizon,
+            "observation": list(train_spec.x_shape),
+            "n_actions": train_spec.n_actions or None,
+            "action": None if train_spec.n_actions else [train_spec.y_size],
+            "told": environments.told[0].tolist(),
+        }
+        return found, None, train_spec
     shown = train_spec if train_spec.unequal else replace(train_spec, least_shot=0)
     batch = draw_tasks(sampler, "train", shown, 1, seeds.generator(study.seed, "preview"))
     names = ("support_x", "support_y", "query_x", "query_y")

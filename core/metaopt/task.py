@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from metaopt.environment import Environments
 from metaopt.errors import UserError
 from metaopt.preprocessing import Preprocessing
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "control"]
 Supports = Literal["examples", "descriptions"]
 Pool = Literal["train", "validation", "test"]
 POOLS: tuple[Pool, ...] = ("train", "validation", "test")
@@ -26,13 +27,14 @@ class TaskSpec:
     x_shape: tuple[int, ...]
     """Shape of one example: (channels, height, width) of a picture, (n_features,) of a vector."""
     n_way: int
-    """Classes in a task; 1 in regression."""
+    """Classes in a task; 1 where there are none."""
     n_shot: int
-    """Support examples a class."""
+    """Support examples a class; in control the episodes that a learner learns from."""
     n_query: int
-    """Query examples a class; 0 in a stream, whose support examples are asked themselves."""
+    """Query examples a class; 0 in a stream, whose support examples are asked themselves. In control the episodes after
+    those, which show what was learned."""
     y_size: int = 1
-    """Numbers in a regression target."""
+    """Numbers in a regression target, or in an action."""
     n_train_classes: int = 0
     """Classes in the train pool; 0 in regression."""
     description_shape: tuple[int, ...] = ()
@@ -47,6 +49,10 @@ class TaskSpec:
     """The share of tasks whose classes all come from one group, such as an alphabet; the others mix groups."""
     same_source: float = 0.0
     """The share of tasks whose classes have their examples from the same sources, such as drawers."""
+    n_actions: int = 0
+    """In control the actions to choose from; 0 where an action is `y_size` numbers."""
+    n_told: int = 0
+    """In control the numbers that tell tasks apart, which only an oracle is told."""
 
     @property
     def support_shape(self) -> tuple[int, ...]:
@@ -55,8 +61,8 @@ class TaskSpec:
 
     @property
     def n_outputs(self) -> int:
-        """Numbers in the prediction for one query: a score a class, or the target's size."""
-        return self.n_way if self.kind == "classification" else self.y_size
+        """Numbers in the prediction for one query: a score a class, or the target's size; likewise for an action."""
+        return self.n_way if self.kind == "classification" else self.n_actions or self.y_size
 
     @property
     def n_drawn(self) -> int:
@@ -156,6 +162,10 @@ class TaskSampler:
     def draw(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> TaskBatch:
         """Return `n_tasks` independent tasks of the pool. No query stands in its own support set."""
         raise NotImplementedError(f"the task sampler {type(self).__name__} does not define `draw`")
+
+    def environments(self, pool: Pool, spec: TaskSpec, n_tasks: int, generator: Generator) -> Environments:
+        """Return `n_tasks` independent environments of the pool: what samplers of kind "control" have for `draw`."""
+        raise NotImplementedError(f"the task sampler {type(self).__name__} does not define `environments`")
 
     def examples(self, n: int, generator: Generator) -> Examples:
         """Return `n` labelled examples drawn from all train classes."""

@@ -163,7 +163,7 @@ def show_portfolio(found: Mapping[str, Any]) -> None:
             shape = " × ".join(map(str, told["shape"]))
             what = f"{told['inputs']}s of {shape}" + (" as streams" if told["stream"] else "")
             sizes = f"{told['n_way']}-way {told['n_shot']}-shot" if told["kind"] == "classification" else (
-                f"{told['n_shot']} points"
+                f"{told['n_shot']} {'episodes' if told['kind'] == 'control' else 'points'}"
             )  # fmt: skip
             pool = [f"{told[key]:,} {key}" for key in ("classes", "groups") if told[key]]
             near = f"nearest {told['nearest']:.2f}" if told["nearest"] is not None else ""
@@ -319,7 +319,10 @@ def show_scores(found: Mapping[str, Any], *, sized: bool = False) -> None:
     """Print the scores of a saved model; with `sized`, the sizes of the tasks, which are not its study's."""
     kind = "transductive" if found["transductive"] else "inductive"
     odd = f", {found['not_finite']} of them not finite" if found["not_finite"] else ""
-    sizes = f"{found['n_way']}-way {found['n_shot']}-shot " if sized else ""
+    of = (
+        f"{found['n_shot']}-episode " if found["kind"] == "control" else f"{found['n_way']}-way {found['n_shot']}-shot "
+    )
+    sizes = of if sized else ""
     console().print(
         f"{found['learner']}: {found['objective']} {interval(found)} (median {number(found['median'])}) on "
         f"{found['tasks']} fresh {sizes}{found['pool']} tasks{odd}, {kind}"
@@ -419,26 +422,39 @@ def show_preview(found: Mapping[str, Any]) -> None:
         out.print(table)
     else:
         out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
-    if task := found["task"]:
-        within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
-        if task["same_source"]:
-            within += f", {task['same_source']:.0%} with examples of the same sources for all classes"
-        shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
-        each = ", each class its own" if task["unequal"] else ""
-        sizes = f"{task['n_way']}-way {shots}-shot{each}, {task['n_query']} queries a class{within}"
-        if task["stream"]:
-            sizes = f"a stream of {task['n_way']} classes, {shots} presentations of each{each}{within}"
-        if found["kind"] == "regression":
-            sizes = f"{shots} support and {task['n_query']} query examples"
-            sizes = f"a stream of {shots} examples" if task["stream"] else sizes
-        out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
-        for name, shape in task["shapes"].items():
-            out.print(f"  {name:<10} {' × '.join(map(str, shape))}")
+    if found["task"]:
+        (_print_environment if found["kind"] == "control" else _print_task)(out, found["task"], found["kind"])
     for name, pool in pools.items():
         if pool["refused"]:
             out.print(f"{name}: {pool['refused']}", style="red")
     if found["picture"]:
         out.print(f"written to {found['picture']}")
+
+
+def _print_task(out: Console, task: Mapping[str, Any], kind: str) -> None:
+    within = {0.0: "", 1.0: ", within a group"}.get(task["within"], f", {task['within']:.0%} within a group")
+    if task["same_source"]:
+        within += f", {task['same_source']:.0%} with examples of the same sources for all classes"
+    shots = " to ".join(dict.fromkeys(f"{task[key]}" for key in ("least_shot", "n_shot")))
+    each = ", each class its own" if task["unequal"] else ""
+    sizes = f"{task['n_way']}-way {shots}-shot{each}, {task['n_query']} queries a class{within}"
+    if task["stream"]:
+        sizes = f"a stream of {task['n_way']} classes, {shots} presentations of each{each}{within}"
+    if kind == "regression":
+        sizes = f"{shots} support and {task['n_query']} query examples"
+        sizes = f"a stream of {shots} examples" if task["stream"] else sizes
+    out.print(f"a train task: {sizes}; numbers from {task['low']:.3g} to {task['high']:.3g}")
+    for name, shape in task["shapes"].items():
+        out.print(f"  {name:<10} {' × '.join(map(str, shape))}")
+
+
+def _print_environment(out: Console, task: Mapping[str, Any], kind: str) -> None:
+    acts = f"one of {task['n_actions']} actions" if task["n_actions"] else f"{task['action'][0]} numbers an action"
+    out.print(
+        f"a train task: {task['n_shot']} episodes to learn from and {task['n_query']} after them, of up to "
+        f"{task['horizon']} steps; {acts}; observations of {' × '.join(map(str, task['observation']))}"
+    )
+    out.print(f"  told to an oracle alone: {', '.join(map(number, task['told']))}")
 
 
 def show_space(found: Mapping[str, Any]) -> None:

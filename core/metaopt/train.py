@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +23,8 @@ from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
+ENVIRONMENTS_A_CALL = 32
+"""Environments acted in together: a step costs about as much for these as for one."""
 TEMPERATURE_TASKS = 64
 """Train tasks that a temperature is fitted on."""
 
@@ -34,7 +37,7 @@ class Outer:
     lr: float = tune.real(1e-4, 0.1, log=True, default=1e-3, when={"optimizer": "adam"})
     sgd_lr: float = tune.real(0.01, 1.0, log=True, default=0.1, when={"optimizer": "sgd"})
     schedule: str = tune.choice("constant", "linear", "cosine")
-    tasks_per_step: int = tune.integer(1, 64, log=True, default=4)
+    tasks_per_step: int = tune.integer(1, 1024, log=True, default=4)
     warmup: float = tune.real(0.0, 0.5, default=0.0)
     """The share of the budget in which the rate rises from 0 to the schedule's."""
     weight_decay: float = tune.real(0.0, 0.1, default=0.0)
@@ -175,7 +178,7 @@ def meta_train(
         for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = full_rate * outer.factor(training.progress)
         n_tasks = min(outer.tasks_per_step, limit - training.tasks)
-        loss = learner.outer_step(draw_batch(learner, spec, sampler, n_tasks, draw).to(device), executor, update)
+        loss = outer_step(learner, spec, sampler, n_tasks, draw, device, executor, update)
         training = Training(training.tasks + n_tasks, planned, time.process_time() - started)
         if not torch.isfinite(loss):
             raise TrialError(f"the meta-training loss became {loss.item()} after {training.tasks} tasks")
@@ -213,15 +216,20 @@ def meta_test(
     temperature = 1.0
     if any(one.fits_temperature for one in objectives):
         temperature = fit_temperature(learner, sampler, executor, draw.initial_seed(), device)
-    for played in play(
-        learner, sampler, pool, n_tasks, executor, draw=draw, device=device, before=lambda: at(tables[0])
-    ):
-        predictions = played.predictions
-        curve = () if steps is None else _curve(played, executor, steps)
-        outcome = Outcome(
-            played.spec, predictions, played.batch.query_y, played.seconds, parameters, curve, temperature
+    how: dict[str, Any] = {"draw": draw, "device": device, "before": lambda: at(tables[0])}
+    outcomes = (
+        acted(learner, sampler, pool, n_tasks, **how)
+        if learner.spec.kind == "control"
+        else (
+            Outcome(
+                played.spec, played.predictions, played.batch.query_y, played.seconds,
+                curve=() if steps is None else _curve(played, executor, steps), temperature=temperature,
+            )
+            for played in play(learner, sampler, pool, n_tasks, executor, **how)
         )
-        finite = predictions.flatten(1).isfinite().all(1).cpu()
+    )  # fmt: skip
+    for outcome in (replace(one, parameters=parameters) for one in outcomes):
+        finite = outcome.predictions.flatten(1).isfinite().all(1).cpu()
         for index, by in enumerate(objectives):
             new = by.score(outcome).double().cpu()
             bad = ~(finite & new.isfinite())
@@ -279,6 +287,31 @@ def play(
             started = time.perf_counter()
             predictions = predict(one, executor, batch, views)
         yield Played(spec, one, batch, predictions, (time.perf_counter() - started) / n)
+
+
+def acted(
+    learner: Learner,
+    sampler: TaskSampler,
+    pool: Pool,
+    n_tasks: int,
+    *,
+    draw: Generator,
+    device: torch.device,
+    before: Callable[[], None] = lambda: None,
+) -> Iterator[Outcome]:
+    """Let the learner, as it stands, act in environments of `pool`, and yield what came of it, some tasks at a time.
+
+    The same generator state gives the same tasks to any learner. `before` is as in `play`.
+    """
+    learner.eval()
+    chance = seeds.generator(draw.initial_seed(), "chance")  # so that learners who draw more have the same tasks
+    for n in _chunks(n_tasks, ENVIRONMENTS_A_CALL):
+        before()
+        environments = sampler.environments(pool, learner.spec, n, draw).to(device)
+        started = time.perf_counter()
+        with torch.no_grad():  # adaptation turns gradients on for itself
+            returns = learner.interact(environments, chance)
+        yield Outcome(learner.spec, returns, returns[:, :0], (time.perf_counter() - started) / n)
 
 
 def _curve(played: Played, executor: Executor, steps: int) -> tuple[Tensor, ...]:
@@ -353,6 +386,22 @@ def predictions_of(learner: Learner, executor: Executor, batch: TaskBatch) -> Te
 def _chunks(n_tasks: int, at_once: int) -> Iterator[int]:
     for start in range(0, n_tasks, at_once):
         yield min(at_once, n_tasks - start)
+
+
+def outer_step(
+    learner: Learner,
+    spec: TaskSpec,
+    sampler: TaskSampler,
+    n_tasks: int,
+    draw: Generator,
+    device: torch.device,
+    executor: Executor,
+    update: Callable[[Gradients], None],
+) -> Tensor:
+    """Draw so many tasks of `spec` and let the learner take an outer step on them; return its loss before that."""
+    if spec.kind == "control":
+        return learner.practise(sampler.environments("train", spec, n_tasks, draw).to(device), update)
+    return learner.outer_step(draw_batch(learner, spec, sampler, n_tasks, draw).to(device), executor, update)
 
 
 def draw_batch(
@@ -443,7 +492,7 @@ def _affordable(
     started = time.process_time()
     while len(seconds) < 3 or (time.process_time() - started < 0.05 * cpu_seconds and len(seconds) < 50):
         before = time.process_time()
-        trial.outer_step(draw_batch(trial, spec, sampler, outer.tasks_per_step, draw).to(device), executor, update)
+        outer_step(trial, spec, sampler, outer.tasks_per_step, draw, device, executor, update)
         seconds.append(time.process_time() - before)
     left = cpu_seconds - (time.process_time() - started)
     return max(1, int(left / median(seconds))) * outer.tasks_per_step

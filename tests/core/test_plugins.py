@@ -292,14 +292,14 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "learner_kinds_is_a_text": (learner("kinds = ('regression')"), "Mine.kinds is 'regression'; it must be a tuple"),
     "learner_kinds_is_empty": (learner("kinds = ()"), "Mine.kinds is (); it must be a tuple such as"),
-    "learner_kinds_unknown": (learner("kinds = ('control',)"), "Mine.kinds is ('control',); it must be a tuple such"),
+    "learner_kinds_unknown": (learner("kinds = ('ranking',)"), "Mine.kinds is ('ranking',); it must be a tuple such"),
     "learner_trains_on": (learner("trains_on = 'task'"), "Mine.trains_on is 'task'; it must be 'tasks', 'examples' or"),
     "learner_equal_shots": (learner("equal_shots = 1"), "Mine.equal_shots is 1; it must be True or False"),
     "learner_any_way": (learner("any_way = 'no'"), "Mine.any_way is 'no'; it must be True or False"),
     "learner_defaults": (learner("defaults = ['outer.lr']"), "Mine.defaults is ['outer.lr']; it must be a mapping"),
     "sampler_kind": (
         sampler("kind = 'ranking'"),
-        "Mine.kind is 'ranking'; it must be 'classification' or 'regression'",
+        "Mine.kind is 'ranking'; it must be 'classification', 'regression' or 'control'",
     ),
     "sampler_has_groups": (
         sampler("kind = 'classification'; has_groups = 1"),
@@ -313,7 +313,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         sampler("kind = 'classification'; benchmarks = 'my-challenge'"),
         "Mine.benchmarks is 'my-challenge'; it must be a tuple of names",
     ),
-    "sampler_kind_missing": (sampler(""), "Mine.kind is missing; it must be 'classification' or 'regression'"),
+    "sampler_kind_missing": (
+        sampler(""),
+        "Mine.kind is missing; it must be 'classification', 'regression' or 'control'",
+    ),
     "sampler_supports": (
         sampler("kind = 'classification'; supports = 'pictures'"),
         "Mine.supports is 'pictures'; it must be 'examples' or 'descriptions'",

@@ -80,6 +80,8 @@ def _versions(bench: Bench, board: Board) -> Finding:
 
 
 def _pools(sampler: TaskSampler, bench: Bench) -> Finding:
+    if bench.spec.kind == "control":
+        return Finding("pools", "ok", "environments are drawn for each pool by its own seed, and hold no examples")
     seen: dict[bytes, Pool] = {}
     counts = {}
     for pool in POOLS:

@@ -401,6 +401,8 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
                  "put together, and this study searches on the test pool; leave out one of the two")  # fmt: skip
     final = _budget(top, "final") if raw.get("final") is not None else budget if evaluation.folds else None
     if evaluation.ensemble:
+        if kind == "control":
+            top.fail("evaluation.ensemble", "policies act, and have no predictions to take the mean of; leave it out")
         _refuse_ensemble(top, registry, objectives, final)
     return Study(
         name=name,
@@ -546,11 +548,12 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
         cls = registry.task_sampler(name)
     settings = tuple(field.name for field in fields(cls.Config))
     tasks.only([*TASK_KEYS, *settings])
-    if cls.kind == "regression":
+    if cls.kind != "classification":
         ways, n_way = _one_of(1), tasks.get("n_way", _one_of(1), 1)  # there are no classes, so one "way"
     else:
         ways, n_way = _whole(2), tasks.get("n_way", _whole(2))
     stream = tasks.get("stream", _flag, False)
+    _refuse_examples(tasks, name, cls.kind)
     shots = _presentations if stream else _shots
     n_shot = tasks.get("n_shot", shots)
     searched = _searched(tasks, cls.kind, stream)
@@ -580,7 +583,7 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
                    f"sampler that does: {', '.join(able)}")  # fmt: skip
     train_turns = "train_turns" not in searched and tasks.get("train_turns", _flag, False)
     if train_turns or "train_turns" in searched:
-        for key, other in (("sampler", cls.kind == "regression"), ("stream", stream), ("unequal", unequal)):
+        for key, other in (("sampler", cls.kind != "classification"), ("stream", stream), ("unequal", unequal)):
             if other:
                 tasks.fail("train_turns", "examples can take turns where each class of a task has as many, and not "
                            f"with this tasks.{key}; leave one of the two out")  # fmt: skip
@@ -608,6 +611,18 @@ def _tasks(top: _Mapping, registry: Registry) -> Tasks:
     )
 
 
+def _refuse_examples(tasks: _Mapping, sampler: str, kind: str) -> None:
+    """Refuse what is for examples where tasks are environments."""
+    if kind != "control":
+        return
+    for key in ("stream", "unequal"):
+        if tasks.raw.get(key) is True:
+            tasks.fail(key, f"the sampler {sampler!r} gives environments, which hold no examples; leave it out")
+    for key in ("n_shot", "train_shot"):
+        if isinstance(tasks.raw.get(key), list):
+            tasks.fail(key, "all environments of a study have as many episodes to learn from; write one number")
+
+
 def _shares(tasks: _Mapping, key: str, searched: Mapping[str, tune.Parameter]) -> tuple[float, float]:
     """Return the share of tasks that have something, and of train tasks: by default the same, or the nearest to it."""
     train, share = f"train_{key}", tasks.get(key, _share, 0.0)
@@ -626,8 +641,8 @@ def _searched(tasks: _Mapping, kind: str, stream: bool) -> dict[str, tune.Parame
         given = tasks.raw.get(key)
         if not isinstance(given, Mapping if key == "train_shot" else Mapping | list):
             continue
-        if kind == "regression" and key in {"train_way", "train_within", "train_same_source", "train_turns"}:
-            tasks.fail(key, "regression tasks have no classes to draw; leave it out")
+        if kind != "classification" and key in {"train_way", "train_within", "train_same_source", "train_turns"}:
+            tasks.fail(key, f"{kind} tasks have no classes to draw; leave it out")
         if stream and key == "train_query":
             tasks.fail(key, "a stream has no queries of its own; leave it out")
         with tasks.at(key):
@@ -777,7 +792,8 @@ def _bytes(value: object) -> int:
 
 
 def _objectives(top: _Mapping, registry: Registry, sampler: str, kind: str) -> dict[str, Any]:
-    given = _names(top, "objective", registry.meta_objective, default="accuracy" if kind == "classification" else "mse")
+    usual = {"classification": "accuracy", "regression": "mse", "control": "return_after"}[kind]
+    given = _names(top, "objective", registry.meta_objective, default=usual)
     objectives = {}
     for name, settings in given.items():
         cls = registry.meta_objective(name)

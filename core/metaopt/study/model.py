@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -33,7 +33,7 @@ from metaopt.study.leaderboard import interval
 from metaopt.study.space import Params, section
 from metaopt.study.trial import Bench, Member, TrialResult, assembled
 from metaopt.study.versions import changed, explained
-from metaopt.task import TaskSpec
+from metaopt.task import Kind, TaskSpec
 from metaopt.train import fit_temperature
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,25 @@ def card(config: Mapping[str, Any]) -> str:
     """Return the text of a model's card, from its config."""
     study, params, spec = config["study"], config["params"], config["spec"]
     tasks = study["tasks"]
-    kind = f"{spec['n_way']}-way {_shots(spec)}-shot" if spec["kind"] == "classification" else f"{spec['n_shot']}-point"
+    kind = {
+        "classification": f"{spec['n_way']}-way {_shots(spec)}-shot",
+        "regression": f"{spec['n_shot']}-point",
+        "control": f"{spec['n_shot']}-episode",
+    }[spec["kind"]]
+    learns = {
+        "classification": "A few-shot classification model that metaopt found. "
+        "It learns new classes from a few examples of each.",
+        "regression": "A few-shot regression model that metaopt found. It learns a new function from a few points.",
+        "control": "A policy that metaopt found. It acts in a new environment after a few episodes there.",
+    }[spec["kind"]]
+    unseen = {"classification": "classes", "regression": "functions", "control": "environments"}[spec["kind"]]
+    use = [
+        "```python",
+        "import metaopt",
+        'model = metaopt.load("this folder")',
+        "model.fit(X_support, y_support).predict(X_query)",
+        "```",
+    ]
     classes = f", {spec['n_train_classes']} classes to train on" if spec["n_train_classes"] else ""
     scores = [
         f"| {what} | {interval(config[key])} | {config[key]['tasks']} {config[key]['pool']} tasks |"
@@ -224,15 +242,9 @@ def card(config: Mapping[str, Any]) -> str:
     lines = [
         f"# {study['name']}: {params['learner']}",
         "",
-        f"A few-shot {spec['kind']} model that metaopt found. It learns new classes from a few examples of each."
-        if spec["kind"] == "classification"
-        else "A few-shot regression model that metaopt found. It learns a new function from a few points.",
+        learns,
         "",
-        "```python",
-        "import metaopt",
-        'model = metaopt.load("this folder")',
-        "model.fit(X_support, y_support).predict(X_query)",
-        "```",
+        *(use if spec["kind"] != "control" else []),
         "",
         "## Data",
         "",
@@ -244,7 +256,7 @@ def card(config: Mapping[str, Any]) -> str:
         "## Protocol",
         "",
         f"Meta-trained on {config['trained_tasks']:,} tasks, seed {config['seed']}; scored by {study['objective']} on "
-        f"{kind} tasks of {'classes' if spec['kind'] == 'classification' else 'functions'} never trained on, "
+        f"{kind} tasks of {unseen} never trained on, "
         f"{'transductive' if config['transductive'] else 'inductive'}. "
         f"The search was on the {study['search_on']} pool.",
         "",
@@ -360,10 +372,8 @@ def _resolved(folder: Path, study: Any, config: Mapping[str, Any], registry: Reg
 def _spec(given: Mapping[str, Any]) -> TaskSpec:
     """Return the sizes of a task. ValueError, TypeError or KeyError where these are none, or absurd."""
     numbers = [field.name for field in fields(TaskSpec) if field.type is int or field.type == "int"]
-    if given.keys() != {field.name for field in fields(TaskSpec)} or given["kind"] not in {
-        "classification",
-        "regression",
-    }:
+    given = {"n_actions": 0, "n_told": 0, **given}  # models of before there were environments
+    if given.keys() != {field.name for field in fields(TaskSpec)} or given["kind"] not in get_args(Kind):
         raise ValueError("its sizes of tasks lack something, or have something else")
     shapes = {name: tuple(given[name]) for name in ("x_shape", "description_shape")}
     counts = [given[name] for name in numbers] + [size for shape in shapes.values() for size in shape]

@@ -142,7 +142,7 @@ def describe(bench: Bench) -> Description:
         n_shot=spec.n_shot,
         classes=spec.n_train_classes,
         groups=len(set(groups)),
-        nearest=None if spec.description_shape else _nearest(bench),
+        nearest=None if spec.description_shape or spec.kind == "control" else _nearest(bench),
     )
 
 

@@ -304,7 +304,7 @@ class Bench:
         spec = self.spec
         if n_way is not None and n_way != spec.n_way:
             if spec.kind != "classification":
-                raise UserError("--way: regression tasks have no classes; leave it out")
+                raise UserError(f"--way: {spec.kind} tasks have no classes; leave it out")
             if not learner.any_way:
                 raise UserError(
                     f"--way: {learner.name} learns a fixed number of ways, here {spec.n_way}; leave it out, or train "

@@ -21,7 +21,7 @@ from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.objective import MetaObjective
 from metaopt.task import TaskSampler
-from metaopt.testing import encoders, learners, objectives, samplers
+from metaopt.testing import control, encoders, learners, objectives, samplers
 from metaopt.testing.setting import Skipped
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ CHECKS: Mapping[type, list[Callable[[Any], None]]] = {
     TaskSampler: samplers.CHECKS,
     MetaObjective: objectives.CHECKS,
 }
+
+
+CONTROL_CHECKS: Mapping[type, list[Callable[[Any], None]]] = {
+    Learner: control.LEARNER_CHECKS,
+    TaskSampler: control.SAMPLER_CHECKS,
+}
+"""Of those that act in environments, or give them."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,18 @@ def checks_for(cls: type, settings: Mapping[str, Any] | None = None) -> dict[str
     """
     for contract, checks in CHECKS.items():
         if issubclass(cls, contract):
+            if _acts(cls):
+                checks = CONTROL_CHECKS.get(contract, checks)  # noqa: PLW2901
             if settings and contract is not TaskSampler:
                 raise TypeError(f"{cls.__qualname__} is checked at all of its settings; only task samplers take some")
             subject: Any = samplers.Source(cls, settings or {}) if issubclass(cls, TaskSampler) else cls
             return {check.__name__: functools.partial(_one_thread, check, subject) for check in checks}
     raise TypeError(f"{cls.__qualname__} is no learner, encoder, task sampler or meta-objective; derive it from one")
+
+
+def _acts(cls: type) -> bool:
+    """Tell whether a learner acts in environments, or a sampler gives them."""
+    return getattr(cls, "kind", None) == "control" or getattr(cls, "kinds", None) == ("control",)
 
 
 def run_checks(cls: type, settings: Mapping[str, Any] | None = None) -> Iterator[Verdict]:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from metaopt import tune
+from metaopt.environment import Environments
 from metaopt.hookspecs import hookimpl
 from metaopt.learner import Learner
 from metaopt.task import Examples, TaskBatch, TaskSampler, TaskSpec
@@ -122,9 +123,40 @@ class BadTargets(TaskSampler):
         x, k = spoilt(self.config.bad, x, generator), spec.n_shot
         return TaskBatch(x[:, :k], y[:, :k], x[:, k:], y[:, k:])
 
+class Place(Environments):
+    """Pays for being near a place, and shows or pays something bad."""
+    horizon = 4
+
+    def __init__(self, told, bad):
+        self.told, self.bad = told, bad
+
+    def start(self, n_episodes, draw):
+        return torch.zeros(len(self.told), n_episodes, 2)
+
+    def observe(self, state):
+        return spoilt(self.bad, state, torch.Generator().manual_seed(0)) if self.bad != "nan" else state
+
+    def step(self, state, action, draw):
+        state = state + action.clamp(-0.3, 0.3)
+        paid = spoilt(self.bad, -(state - self.told[:, None]).norm(dim=-1), draw)
+        return state, paid, torch.zeros(state.shape[:2], dtype=torch.bool)
+
+    def to(self, device):
+        return self
+
+class BadEnvironments(TaskSampler):
+    name, kind = "bad_environments", "control"
+    Config = Bad.Config
+
+    def spec(self, n_way, n_shot, n_query):
+        return TaskSpec("control", (2,), 1, n_shot, n_query, y_size=2, n_told=2)
+
+    def environments(self, pool, spec, n_tasks, generator):
+        return Place(torch.randn(n_tasks, 2, generator=generator), self.config.bad)
+
 class Odd(Learner):
     """Predicts oddly for one task in two."""
-    name, kinds, uses_encoder, any_way = "odd", ("classification", "regression"), False, True
+    name, kinds, uses_encoder, any_way = "odd", ("classification", "regression", "control"), False, True
 
     @dataclass(frozen=True)
     class Config:
@@ -147,6 +179,15 @@ class Odd(Learner):
     def stream(self, x, y):
         return self(x, y, x)
 
+    def practise(self, environments, update):
+        update({"weight": torch.zeros(())})
+        return self.weight.detach()
+
+    def interact(self, environments, draw):
+        returns = torch.randn(len(environments), self.spec.n_shot + self.spec.n_query, generator=draw)
+        oddly = (environments.told.sum(1, keepdim=True) > 0) | self.config.always
+        return torch.where(oddly, float(self.config.odd), returns)
+
     def task_loss(self, *task):
         loss = super().task_loss(*task)
         if self.config.steep:  # a loss that is a number, of a slope that is none
@@ -155,7 +196,7 @@ class Odd(Learner):
 
 @hookimpl
 def register_task_samplers():
-    return [Bad, BadDescriptions, BadTargets]
+    return [Bad, BadDescriptions, BadEnvironments, BadTargets]
 
 @hookimpl
 def register_learners():
@@ -196,6 +237,8 @@ def tasks_for(cls: Any, bad: str) -> dict[str, Any]:
     """Return the tasks that a learner can learn."""
     if cls.supports == "descriptions":
         return {"sampler": "bad_descriptions", "n_way": 3, "bad": bad}
+    if cls.kinds == ("control",):
+        return {"sampler": "bad_environments", "bad": bad}
     if "classification" not in cls.kinds:
         return {"sampler": "bad_targets", "bad": bad}
     return {"sampler": "bad", "n_way": 3, "bad": bad, "pictures": cls.name in {"frn", "cnaps"}}
@@ -271,6 +314,8 @@ OBJECTIVES = plugins.load().meta_objectives
 def odd_tasks(cls: Any) -> dict[str, Any]:
     if cls.name == "at_presentation":
         return {"sampler": "bad", "n_way": 2, "bad": "none", "stream": True, "n_query": 0}
+    if cls.kinds == ("control",):
+        return {"sampler": "bad_environments", "bad": "none"}
     if "classification" not in cls.kinds:
         return {"sampler": "bad_targets", "bad": "none"}
     return {"sampler": "bad", "n_way": 3, "bad": "none"}

@@ -142,7 +142,7 @@ def answers(bench: Bench, learner: Learner, seconds: float = SECONDS) -> Answers
     """
     pool, spec = ("test" if bench.study.final else bench.study.search_on), bench.spec
     if spec.kind != "classification":
-        return Answers(skipped=["Confusions and hard tasks are drawn of classes; this study is one of regression."])
+        return Answers(skipped=[f"Confusions and hard tasks are drawn of classes; this study is one of {spec.kind}."])
     classes, check = Classes(bench.sampler, pool), clock(seconds)
     purpose = "report" if bench.study.final else "finalists"
     draw = seeds.generator(bench.study.seed, "evaluate", pool, purpose)

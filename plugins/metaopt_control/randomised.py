@@ -1,0 +1,57 @@
+"""One policy for all tasks (domain randomisation: Tobin et al., 2017, arXiv:1703.06907), fine-tuned or as it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metaopt import tune
+from metaopt.environment import Environments
+from metaopt.learner import Gradients
+from metaopt_control.actor import Actor, ActorConfig
+from metaopt_control.policy import collect, of_each, surrogate, worth
+
+
+@dataclass(frozen=True)
+class PracticeConfig(ActorConfig):
+    """How a policy is trained without adaptation, by proximal policy optimisation."""
+
+    epochs: int = tune.integer(1, 8, default=3)
+    clip: float = tune.real(0.05, 0.5, log=True, default=0.2)
+
+
+class Practised(Actor):
+    """A policy that is trained on all tasks as if they were one."""
+
+    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
+
+    def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
+        """Take outer steps; return what the episodes brought on average, negated."""
+        told, config = self._told(environments), self.config
+        n = self.spec.n_shot + self.spec.n_query
+        episodes = collect(self.policy, self.policy.weights(), environments, n, None, told)
+        gain = worth(episodes, config.discount)
+        with torch.enable_grad():
+            for _ in range(config.epochs):
+                weights = of_each(self.policy.weights(), len(environments))
+                self.take(surrogate(self.policy, weights, episodes, gain, config.clip).mean(), update)
+        return -episodes.returns.mean()
+
+
+class Randomised(Practised):
+    """Do well in all tasks on average, and adapt to a new one by `test_steps` steps of policy gradient, or not at all.
+
+    It is the baseline of the MAML paper's figures ("pretrained"), and without steps that of robots trained in many
+    simulations. The tasks' own advantages are standardised task by task.
+    """
+
+    name = "randomised"
+    steps = "test_steps"
+    config: "Config"
+
+    @dataclass(frozen=True)
+    class Config(PracticeConfig):
+        inner_lr: float = tune.real(0.01, 2.0, log=True, default=0.3)
+        test_steps: int = tune.integer(0, 5, default=0)

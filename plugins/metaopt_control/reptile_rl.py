@@ -1,0 +1,41 @@
+"""Reptile for policies (Nichol, Achiam & Schulman, 2018, arXiv:1803.02999, with policy gradients inside)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from metaopt import tune
+from metaopt.environment import Environments
+from metaopt.learner import Gradients
+from metaopt_control.actor import Actor, ActorConfig, parts
+from metaopt_control.policy import adapted, collect, of_each, worth
+
+
+class ReptilePolicy(Actor):
+    """Take a few steps of policy gradient in a task, then move the first weights towards where that led."""
+
+    name = "reptile_rl"
+    steps = "test_steps"
+    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
+    config: "Config"
+
+    @dataclass(frozen=True)
+    class Config(ActorConfig):
+        inner_lr: float = tune.real(0.01, 2.0, log=True, default=0.3)
+        inner_steps: int = tune.integer(1, 5, default=2)
+        test_steps: int = tune.integer(1, 5, default=1)
+
+    def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
+        """Move the weights by the mean over tasks of where learning leads; return the mean return, negated."""
+        first = self.policy.weights()
+        weights, returns = of_each(first, len(environments)), []
+        for n in parts(self.spec.n_shot + self.spec.n_query, self.config.inner_steps):
+            episodes = collect(self.policy, weights, environments, n, None)
+            returns.append(episodes.returns.mean())
+            weights = adapted(
+                self.policy, weights, episodes, worth(episodes, self.config.discount), self.config.inner_lr
+            )
+        update({f"policy.{name}": (first[name] - weights[name]).mean(0).detach() for name in first})
+        return -returns[-1]

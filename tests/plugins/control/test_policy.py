@@ -1,0 +1,115 @@
+"""Policy gradients are what their formulas say: score function, derivative, clipping, and what actions are worth."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.functional import hessian
+
+from metaopt.task import TaskSpec
+from metaopt.testing.control import environments
+from metaopt_control.policy import Episodes, Policy, adapted, chosen, collect, of_each, surrogate, worth
+
+NUMBERS = TaskSpec("control", (2,), n_way=1, n_shot=4, n_query=3, y_size=2)
+CHOICES = TaskSpec("control", (2,), n_way=1, n_shot=4, n_query=3, n_actions=3)
+
+
+def policy(spec: TaskSpec) -> Policy:
+    torch.manual_seed(0)
+    return Policy(spec, 8, 1).double()
+
+
+def lived(spec: TaskSpec, n: int = 5) -> tuple[Policy, Episodes]:
+    one = policy(spec)
+    tasks = environments(spec, 3)
+    tasks.told = tasks.told.double()
+    return one, collect(one, one.weights(), tasks, n, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("spec", [NUMBERS, CHOICES])
+def test_where_episodes_were_collected_the_gradient_is_that_of_reinforce(spec: TaskSpec) -> None:
+    one, episodes = lived(spec)
+    gain = torch.randn(episodes.rewards.shape, dtype=torch.float64) * episodes.counts
+    names, weights = zip(*one.weights().items(), strict=True)
+    ours = torch.autograd.grad(surrogate(one, one.weights(), episodes, gain).sum(), weights)
+    flat = episodes.flat
+    likely = one.log_likely(one.weights(), flat(episodes.seen), flat(episodes.actions))
+    theirs = torch.autograd.grad(-((likely * flat(gain)).sum(1) / flat(episodes.counts).sum(1)).sum(), weights)
+    for name, a, b in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_the_derivative_of_the_inner_gradient_is_on_average_the_curvature_of_what_is_earned() -> None:
+    # By all three actions of one step: what sampling terms are for (Rothfuss et al., 2019, arXiv:1810.06784).
+    scores, pays = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), torch.tensor([1.0, 2.0, -1.0]).double()
+
+    def earned(scores: Tensor) -> Tensor:
+        return scores.softmax(0) @ pays
+
+    exact, found = hessian(earned, scores), torch.zeros(3, 3, dtype=torch.float64)
+    one = Policy(TaskSpec("control", (1,), n_way=1, n_shot=1, n_query=1, n_actions=3), 1, 1).double()
+    for action, chance in enumerate(scores.softmax(0)):
+        seen, taken = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.tensor([[[action]]])
+        episode = Episodes(seen, taken, chance.log().view(1, 1, 1), pays[action].view(1, 1, 1), taken >= 0)
+        bias = scores.clone().requires_grad_()
+        weights = one.weights() | {"weight1": torch.zeros(1, 3).double(), "bias1": bias[None]}
+        loss = surrogate(one, weights, episode, episode.rewards)
+        [gradient] = torch.autograd.grad(loss.sum(), bias, create_graph=True)
+        found -= chance * torch.stack([torch.autograd.grad(part, bias, retain_graph=True)[0] for part in gradient])
+    torch.testing.assert_close(found, exact)
+
+
+def test_a_gradient_through_a_step_is_that_of_finite_differences() -> None:
+    one, episodes = lived(NUMBERS)
+    _, after = lived(NUMBERS, 4)
+    gain = worth(episodes, 0.9)
+
+    def loss(shift: float, derivatives: int) -> Tensor:
+        moved = one.weights() | {"weight1": one.weights()["weight1"] + shift}
+        weights = adapted(one, of_each(moved, 3), episodes, gain, 0.5, derivatives)  # type: ignore[arg-type]
+        return surrogate(one, weights, after, worth(after, 0.9)).mean()
+
+    [gradient] = torch.autograd.grad(loss(0.0, 2), [one.weights()["weight1"]])
+    [rough] = torch.autograd.grad(loss(0.0, 1), [one.weights()["weight1"]])
+    step = 1e-5
+    difference = (loss(step, 0) - loss(-step, 0)) / (2 * step)
+    torch.testing.assert_close(gradient.sum(), difference, rtol=1e-5, atol=1e-8)
+    assert (rough.sum() - difference).abs() > 1e-3 * difference.abs(), "the first order leaves something out"
+
+
+def test_beyond_the_clip_nothing_is_gained_and_what_is_lost_counts() -> None:
+    one, episodes = lived(CHOICES)
+    rarer = Episodes(**{**vars(episodes), "likely": episodes.likely - 1})  # now e times as likely as then
+    for sign, moves in ((1.0, False), (-1.0, True)):
+        gain = sign * episodes.counts.double()
+        loss = surrogate(one, one.weights(), rarer, gain, clip=0.2)
+        gradients = torch.autograd.grad(loss.sum(), list(one.weights().values()))
+        assert any(gradient.abs().max() > 1e-9 for gradient in gradients) == moves
+    torch.testing.assert_close(surrogate(one, one.weights(), rarer, episodes.counts.double(), clip=0.2), -torch.full(
+        (3,), 1.2, dtype=torch.float64))  # fmt: skip
+
+
+def test_worth_is_standardised_in_each_task_and_nothing_after_an_end() -> None:
+    _, episodes = lived(NUMBERS, 40)
+    rewards = 100 * torch.randn(episodes.rewards.shape, dtype=torch.float64)
+    counts = torch.ones_like(rewards, dtype=torch.bool)
+    counts[:, ::2, 2:] = False
+    gain = worth(Episodes(**{**vars(episodes), "rewards": rewards * counts, "counts": counts}), 0.9)
+    kept = counts.double()
+    n = kept.sum((1, 2))
+    torch.testing.assert_close(gain.sum((1, 2)) / n, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(gain.square().sum((1, 2)) / n, torch.ones(3, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert not gain[~counts].any()
+
+
+def test_a_better_action_is_worth_more_than_the_others() -> None:
+    _, episodes = lived(CHOICES, 60)
+    rewards = (episodes.actions == 1).double() * episodes.counts
+    gain = worth(Episodes(**{**vars(episodes), "rewards": rewards}), 0.0)
+    counted = episodes.counts
+    assert gain[counted & (episodes.actions == 1)].mean() > 0.5 > gain[counted & (episodes.actions != 1)].mean()
+
+
+def test_choices_are_as_often_as_their_chances() -> None:
+    scores = torch.tensor([0.0, 1.0, -1.0]).expand(20_000, 3)
+    shares = chosen(scores, torch.Generator().manual_seed(0)).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(shares, scores[0].softmax(0), rtol=0, atol=0.01)
