@@ -691,6 +691,8 @@ def _tasks_preview(options: argparse.Namespace) -> int:
         found, batch, spec = preview.preview(study, registry.task_sampler(study.tasks.sampler)(study.tasks.config))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if options.output and found["kind"] == "control":
+        raise UserError("--output: environments have no picture; leave it out")
     if options.output and batch:
         preview.save_picture(batch, spec, options.output)
         found["picture"] = str(options.output)

@@ -60,6 +60,8 @@ class Patient:
                 if type(cause).__name__ == "DatabaseError":  # and none of its kinds: SQLite's file is damaged
                     raise UserError(f"the storage cannot be read ({reason}); restore it, or give another") from None
                 if self.stopped() or time.monotonic() > until:
+                    if isinstance(error, UserError):  # which says all
+                        raise
                     raise UserError(
                         f"the storage does not answer ({reason}); what was finished is kept, so give the same command "
                         "again when it does"

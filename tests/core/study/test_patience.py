@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from metaopt.errors import UserError
-from metaopt.study import patience
+from metaopt.study import cluster, patience
 from metaopt.study.patience import Patient
 from metaopt.study.shared import UnansweredError, open_store
 from metaopt.study.storage import open_storage
@@ -41,6 +41,12 @@ def test_a_storage_that_stays_away_is_given_up_in_a_sentence(monkeypatch: pytest
 
     with pytest.raises(UserError, match=r"^the storage does not answer \(gone\); what was finished is kept, so"):
         Patient("x", lambda: False)(act)
+
+
+def test_what_opening_says_is_said_as_it_is_by_a_command_that_does_not_wait() -> None:
+    pytest.importorskip("psycopg", reason="needs the extra [postgres]")
+    with pytest.raises(UserError, match=r"^--storage: cannot open that storage \(.*refused.*as by psql$"):
+        cluster.status("postgresql+psycopg://me@127.0.0.1:1/x", None)
 
 
 def test_a_database_file_that_is_damaged_is_not_waited_for(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_a_study_of_environments_runs_resumes_and_can_be_scored_reported_and_aud
         metaopt.load("runs/plane")
 
 
+def test_an_environment_has_no_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tasks", "preview", "plane.yaml", "--output", "a.png"]) == 2
+    assert capsys.readouterr().err == "metaopt: --output: environments have no picture; leave it out\n"
+
+
 def test_a_task_is_described(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks", "preview", "plane.yaml"]) == 0
     said = capsys.readouterr().out
