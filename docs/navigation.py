@@ -67,7 +67,8 @@ def at_rate(learner: Actor, rate: float) -> Actor:
     """Return the learner, its parameters shared, that takes `STEPS` steps at this rate, each on as many episodes."""
     other = learner.with_spec(replace(SPEC, n_shot=STEPS * EACH))
     other.config = replace(learner.config, inner_lr=rate, test_steps=STEPS)
-    return other  # type: ignore[return-value]
+    assert isinstance(other, Actor)
+    return other
 
 
 def returns(learner: Actor, pool: Pool, n_tasks: int, seed: int = 0) -> Tensor:

@@ -30,6 +30,7 @@ class Actor(Learner):
 
     kinds = ("control",)
     uses_encoder = False
+    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
     is_told: ClassVar[bool] = False
     """Whether it is told what tells the tasks apart."""
     config: Any
@@ -51,16 +52,15 @@ class Actor(Learner):
         for n in parts(self.spec.n_shot, steps):
             episodes = collect(self.policy, weights, environments, n, draw, told)
             found.append(episodes.returns)
-            weights = adapted(self.policy, weights, episodes, worth(episodes, self.config.discount), self._inner_lr())
+            weights = adapted(
+                self.policy, weights, episodes, worth(episodes, self.config.discount), self.config.inner_lr
+            )
         left = self.spec.n_query if steps else self.spec.n_shot + self.spec.n_query
         found.append(collect(self.policy, weights, environments, left, draw, told).returns)
         return torch.cat(found, 1)
 
     def _told(self, environments: Environments) -> Tensor | None:
         return environments.told if self.is_told else None
-
-    def _inner_lr(self) -> float:
-        return float(self.config.inner_lr)
 
     def take(self, loss: Tensor, update: Callable[[Gradients], None]) -> None:
         """Let the outer optimiser take a step against a loss."""

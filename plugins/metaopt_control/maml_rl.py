@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ class MAMLPolicy(Actor):
 
     name = "maml_rl"
     steps = "test_steps"
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
     config: "Config"
 
     @dataclass(frozen=True)

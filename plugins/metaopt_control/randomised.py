@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +23,6 @@ class PracticeConfig(ActorConfig):
 
 class Practised(Actor):
     """A policy that is trained on all tasks as if they were one."""
-
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
 
     def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
         """Take outer steps; return what the episodes brought on average, negated."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +17,6 @@ class ReptilePolicy(Actor):
 
     name = "reptile_rl"
     steps = "test_steps"
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
     config: "Config"
 
     @dataclass(frozen=True)

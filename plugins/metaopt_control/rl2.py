@@ -124,10 +124,10 @@ class RL2(Learner):
         of: torch.distributions.Distribution
         if self.spec.n_actions:
             of = torch.distributions.Categorical(logits=found, validate_args=False)
-            return of.log_prob(action), of.entropy()  # type: ignore[no-untyped-call]
+            return of.log_prob(action), of.entropy()  # type: ignore[no-untyped-call]  # torch leaves it so
         scale = self.log_std.clamp(min=LEAST_LOG_STD).exp().expand_as(found)
         of = torch.distributions.Normal(found, scale, validate_args=False)
-        return of.log_prob(action).sum(-1), of.entropy().sum(-1)  # type: ignore[no-untyped-call]
+        return of.log_prob(action).sum(-1), of.entropy().sum(-1)  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def _worth(self, rewards: Tensor, values: Tensor) -> Tensor:
         """Return the advantages of actions, (n_steps, n_tasks), over all that is to come in the task."""

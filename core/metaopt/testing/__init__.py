@@ -60,10 +60,8 @@ def checks_for(cls: type, settings: Mapping[str, Any] | None = None) -> dict[str
     Each raises AssertionError with the law and the remedy where it fails, and Skipped where it does not apply. A task
     sampler is checked with its default settings, or with those given here: `checks_for(Omniglot, {"root": "data"})`.
     """
-    for contract, checks in CHECKS.items():
+    for contract, checks in ({**CHECKS, **CONTROL_CHECKS} if _acts(cls) else CHECKS).items():
         if issubclass(cls, contract):
-            if _acts(cls):
-                checks = CONTROL_CHECKS.get(contract, checks)  # noqa: PLW2901
             if settings and contract is not TaskSampler:
                 raise TypeError(f"{cls.__qualname__} is checked at all of its settings; only task samplers take some")
             subject: Any = samplers.Source(cls, settings or {}) if issubclass(cls, TaskSampler) else cls
