@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids navigation optimizers reproduce challenge challenge-short ladder clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-speed measure meta-training and evaluation beside four peers, 25 minutes of an idle machine"
 	@echo "make bench-executors measure each learner under each executor, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
+	@echo "make bench-environments measure environments beside Gymnasium's own, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, two minutes"
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
 	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
@@ -31,7 +32,9 @@ help:
 	@echo "make load       10,000 trials that do nothing and 500 real ones: does anything grow? half an hour"
 	@echo "make story      measure docs/results/story, three minutes"
 	@echo "make sinusoids  measure docs/results/sinusoid-steps, ten minutes"
-	@echo "make navigation measure docs/results/navigation, a quarter of an hour"
+	@echo "make navigation measure docs/results/navigation, half an hour"
+	@echo "make slope      measure docs/results/slope: trained on gentle ground, tested uphill; three quarters of an hour"
+	@echo "make bandits    measure docs/results/bandits: RL2 beside Thompson sampling, UCB1 and greedy; half an hour"
 	@echo "make optimizers measure docs/results/optimizers, a minute"
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make challenge-short the same within ten CPU minutes a study: half an hour of two cores"
@@ -89,6 +92,14 @@ navigation: .venv/metaopt
 	$(BIN)/python docs/navigation.py
 	$(BIN)/python docs/fill_readme.py
 
+slope: .venv/metaopt
+	$(BIN)/python docs/slope.py
+	$(BIN)/python docs/fill_readme.py
+
+bandits: .venv/metaopt
+	$(BIN)/python docs/bandits.py
+	$(BIN)/python docs/fill_readme.py
+
 sinusoids: .venv/metaopt
 	$(BIN)/python docs/sinusoid_steps.py
 
@@ -124,6 +135,9 @@ readme: .venv/dev
 
 screenshots: .venv/dev
 	$(BIN)/python docs/screenshots.py
+
+bench-environments: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/environments.py --json docs/results/environments.json
 
 bench-search: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/search.py --json docs/results/search.json

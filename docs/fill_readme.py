@@ -23,7 +23,8 @@ from metaopt.study.leaderboard import interval, number
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(<!-- "
-    r"(leaderboard|zoo|steps|returns|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source) "
+    r"(leaderboard|zoo|steps|returns|bandits|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source)"
+    r" "
     r"(\S.*?) -->\n"
     r"```\w*\n)"
     r"(.*?)(```\n)",
@@ -74,14 +75,32 @@ def steps(name: str) -> str:
 
 
 def returns(name: str) -> str:
-    """Return a table of what docs/navigation.py found that an episode earns, by the number of gradient steps."""
+    """Return a table of what an episode earns by the number of gradient steps (docs/navigation.py, docs/slope.py)."""
     found = _board(name)
     columns = list(next(iter(found.values()))["returns"])
-    rows = [("return after steps", *columns, "rate", "CPU s")]
+    gaps = any("closed" in row for row in found.values())
+    rows = [("return after steps", *columns, *(["gap closed"] if gaps else []), "rate", "CPU s")]
     for learner, row in found.items():
         cells = [interval(row["returns"][k]) if k in row["returns"] else "–" for k in columns]
-        rows.append((learner, *cells, "–" if row["rate"] is None else f"{row['rate']:g}", f"{row['cpu_seconds']:,}"))
+        share = row.get("closed")
+        closed = [f"{share['low']:.0%} to {share['high']:.0%}" if share else "–"] if gaps else []
+        of_seeds = row["rate"] if isinstance(row["rate"], list) else [row["rate"]]
+        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(of_seeds) if rate) or "–"
+        rows.append((learner, *cells, *closed, rates, f"{row['cpu_seconds']:,}"))
     return _table(rows, left={0})
+
+
+def bandits(name: str) -> str:
+    """Return a table of what a pull earns by the rules for bandits and by RL², that docs/bandits.py measured."""
+    found = _board(name)["rows"]
+    players = list(found[0]["earned"])
+    rows = [("arms", "pulls", *players, "less the best rule", "CPU s")]
+    for row in found:
+        apart = row["difference"]
+        less = f"{apart['mean']:+.4f} ± {apart['ci95']:.4f}"
+        cells = [interval(row["earned"][player]) for player in players]
+        rows.append((str(row["arms"]), str(row["pulls"]), *cells, less, f"{row['cpu_seconds']:,}"))
+    return _table(rows, left=set())
 
 
 def search(name: str) -> str:
@@ -248,6 +267,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "zoo": zoo,
     "steps": steps,
     "returns": returns,
+    "bandits": bandits,
     "search": search,
     "figures": figures,
     "challenge": challenge,

@@ -4,10 +4,12 @@ Takes the default pipeline of studies/omniglot-challenge.yaml apart. Each part i
 alone to what is left without any. All are meta-trained on the five alphabets of images_background_small1 for the same
 CPU seconds, and scored on the same tasks of the other background alphabets, never on the official runs. Writes
 docs/results/ladder.json, from which the README's table is made: errors in %, and by how much they are above the whole's
-or below the bare one's, with 95 % intervals of the difference on the same tasks, the mean over seeds.
+or below the bare one's, with 95 % intervals of the difference on the same tasks, the mean over seeds. With `--parts`
+only those are measured, beside a whole and a bare one of the same run, and the others' rows are kept.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "the same drawers": ("tasks.train_same_source=0",),
     "tasks within an alphabet": ("tasks.train_within=0",),
     "temperature": ("learners.protonet.temperature=1",),
-    "larger pictures": ("tasks.resolution=28",),
+    "larger pictures": ("tasks.resolution=28", "encoder.pyramid.depth=4"),  # which cannot be halved a fifth time
     "a wide pyramid": ("encoder={conv4: }",),
     "averaged weights": ("outer.averaging=0",),
     "cosine and warm-up": ("outer.schedule=constant", "outer.warmup=0"),
@@ -80,9 +82,19 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=400, help="of the other alphabets, on which each is scored")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help="trainings side by side")
     parser.add_argument("--json", type=Path, default=FILE)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     options = parser.parse_args()
+    setting = {"cpu_seconds": options.seconds, "seeds": options.seeds, "tasks": options.tasks}
+    kept: list[dict[str, Any]] = []
+    if options.parts != list(PARTS):
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        if {name: before[name] for name in setting} != setting:
+            parser.error(f"{options.json} was not measured with {setting}; give what it was measured with")
+        kept = [row for row in before["rows"] if row["part"] not in options.parts and row["part"] in PARTS]
     rungs = {("all", "whole"): (), ("none", "bare"): BARE}
     for part, changes in PARTS.items():
+        if part not in options.parts:
+            continue
         rungs[part, "removed"] = changes
         rungs[part, "added"] = tuple(change for change in BARE if change not in changes)
     with ProcessPoolExecutor(options.at_once) as processes:
@@ -95,7 +107,11 @@ def main() -> int:
         found: dict[tuple[str, str], list[list[float]]] = {}
         rows = []
         for (part, way), trainings in running.items():
-            found[part, way] = [training.result() for training in trainings]
+            try:
+                found[part, way] = [training.result() for training in trainings]
+            except RuntimeError:
+                processes.shutdown(cancel_futures=True)  # else the others were run, and lost
+                raise
             whole = found["all", "whole"]
             beside = {"removed": whole, "bare": whole, "added": found.get(("none", "bare"), whole)}.get(way, whole)
             rows.append(row := entry(part, way, found[part, way], beside))
@@ -105,13 +121,7 @@ def main() -> int:
             sys.stdout.flush()
             write_json(
                 options.json,
-                {
-                    "date": datetime.now(UTC).date().isoformat(),
-                    "cpu_seconds": options.seconds,
-                    "seeds": options.seeds,
-                    "tasks": options.tasks,
-                    "rows": rows,
-                },
+                {"date": datetime.now(UTC).date().isoformat(), **setting, "rows": rows[:2] + kept + rows[2:]},
             )
     return 0
 

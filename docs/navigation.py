@@ -7,46 +7,23 @@ docs/results/navigation.json, from which the README's table is made, and .svg, w
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from acting import FOLDER, Contestant, Setting, measured
 from metaopt import seeds
-from metaopt.executor import Loop
-from metaopt.files import write_json, write_text
-from metaopt.task import Pool
-from metaopt.train import Budget, Outer, acted, meta_train
+from metaopt.files import write_text
 from metaopt_control.actor import Actor
 from metaopt_control.maml_rl import MAMLPolicy
 from metaopt_control.navigation import Navigation
 from metaopt_control.oracle import Oracle
-from metaopt_control.policy import adapted, collect, of_each, worth
+from metaopt_control.policy import Mind, adapted, collect
 from metaopt_control.randomised import Randomised
 from metaopt_control.reptile_rl import ReptilePolicy
 
-STEPS, EACH, TASKS, TEST_TASKS = 3, 20, 6000, 200
-RATES = 0.1, 0.3, 1.0
-CPU = torch.device("cpu")
-FOLDER = Path(__file__).parent / "results"
-OUTER = Outer(lr=3e-3, schedule="linear", tasks_per_step=20)
-SAMPLER = Navigation(Navigation.Config())
-SPEC = SAMPLER.spec(1, EACH, EACH)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A learner, what it is trained with, and whether it adapts."""
-
-    cls: type[Actor]
-    config: Mapping[str, Any] = field(default_factory=dict)
-    adapts: bool = True
-
-
+SETTING = Setting(Navigation(Navigation.Config()), each=20, steps=3, rates=(0.1, 0.3, 1.0), n_tasks=6000)
 CONTESTANTS = {
     "maml_rl": Contestant(MAMLPolicy),
     "reptile_rl": Contestant(ReptilePolicy),
@@ -55,54 +32,17 @@ CONTESTANTS = {
 }
 
 
-def trained(contestant: Contestant, n_tasks: int, seed: int = 0) -> Actor:
-    """Return a learner that was meta-trained on so many tasks."""
-    torch.manual_seed(seeds.derive(seed, "weights"))
-    learner = contestant.cls(SPEC, nn.Identity(), contestant.cls.Config(**contestant.config))
-    meta_train(learner, SAMPLER, OUTER, Budget(tasks=n_tasks), Loop(), seed=seed, device=CPU)
-    return learner
-
-
-def at_rate(learner: Actor, rate: float) -> Actor:
-    """Return the learner, its parameters shared, that takes `STEPS` steps at this rate, each on as many episodes."""
-    other = learner.with_spec(replace(SPEC, n_shot=STEPS * EACH))
-    other.config = replace(learner.config, inner_lr=rate, test_steps=STEPS)
-    assert isinstance(other, Actor)
-    return other
-
-
-def returns(learner: Actor, pool: Pool, n_tasks: int, seed: int = 0) -> Tensor:
-    """Return what an episode earns in each task, on average, by the number of steps before it, (n_tasks, STEPS + 1)."""
-    outcomes = acted(learner, SAMPLER, pool, n_tasks, draw=seeds.generator(seed, "evaluate", pool), device=CPU)
-    return torch.cat([outcome.predictions for outcome in outcomes]).unflatten(1, (-1, EACH)).mean(2)
-
-
-def run(contestant: Contestant, n_tasks: int, n_test: int, seed: int = 0) -> tuple[Actor, dict[str, Any]]:
-    """Meta-train a contestant; return it at its best rate, and its row of the table."""
-    started = time.process_time()
-    learner = trained(contestant, n_tasks, seed)
-    seconds, rate = time.process_time() - started, None
-    if contestant.adapts:
-        rate = max(RATES, key=lambda rate: float(returns(at_rate(learner, rate), "validation", 64, seed)[:, 1:].mean()))
-        learner = at_rate(learner, rate)
-    found = returns(learner, "test", n_test, seed)[:, : STEPS + 1 if contestant.adapts else 1]
-    told = {
-        str(steps): {"mean": float(one.mean()), "ci95": 1.96 * float(one.std()) / math.sqrt(len(one))}
-        for steps, one in enumerate(found.T)
-    }
-    return learner, {"tasks": n_tasks, "cpu_seconds": round(seconds), "rate": rate, "returns": told}
-
-
 def paths(learner: Actor, seed: int = 0) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield the goal of each of a few test tasks, and three paths before the steps and after each of them."""
-    tasks = SAMPLER.environments("test", SPEC, 4, seeds.generator(seed, "paths"))
-    weights, draw = of_each(learner.policy.weights(), len(tasks)), seeds.generator(seed, "chance")
+    spec = SETTING.sampler.spec(1, SETTING.each, SETTING.each)
+    tasks = SETTING.sampler.environments("test", spec, 4, seeds.generator(seed, "paths"))
+    mind, draw = learner.mind(tasks), seeds.generator(seed, "chance")
     seen = []
-    for _ in range(STEPS + 1):
-        episodes = collect(learner.policy, weights, tasks, EACH, draw)
-        seen.append(episodes.seen[:, :3].masked_fill(~episodes.counts[:, :3, :, None], math.nan))
-        gain = worth(episodes, learner.config.discount)
-        weights = adapted(learner.policy, weights, episodes, gain, learner.config.inner_lr)
+    for _ in range(SETTING.steps + 1):
+        lessons = collect(learner.policy, mind, tasks, SETTING.each, draw, learner.config.discount)
+        path = lessons.seen.masked_fill(~lessons.counts[..., None], math.nan)  # (n_tasks, each * horizon, 2)
+        seen.append(path.unflatten(1, (SETTING.each, -1))[:, :3])
+        mind = Mind(adapted(learner.policy, mind.weights, lessons, learner.config.inner_lr))
     for task, goal in enumerate(tasks.told):
         yield goal, [of_step[task] for of_step in seen]
 
@@ -144,12 +84,7 @@ def picture(learners: Mapping[str, Actor]) -> str:
 
 def main() -> None:
     """Measure all, and write what came of it."""
-    torch.set_num_threads(1)
-    learners, rows = {}, {}
-    for name, contestant in CONTESTANTS.items():
-        learners[name], rows[name] = run(contestant, TASKS, TEST_TASKS)
-        print(f"{name:<24} {rows[name]}", flush=True)  # noqa: T201
-    write_json(FOLDER / "navigation.json", rows)
+    learners = measured("navigation", SETTING, CONTESTANTS)
     write_text(
         FOLDER / "navigation.svg", picture({name: learners[name] for name in ("maml_rl", "randomised, fine-tuned")})
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import hookspecs, tune
-from metaopt.environment import Environments
+from metaopt.environment import Environments, Episodes, Outside, lived
 from metaopt.learner import Learner
 from metaopt.nn import Encoder
 from metaopt.objective import MetaObjective, Outcome
@@ -46,11 +46,13 @@ def _lines() -> Iterator[str]:
     for hook in hooks().values():
         yield from _function(hook)
     yield "## Contracts\n"
-    for contract in (Learner, Encoder, TaskSampler, Environments, Preprocessing, MetaObjective):
+    for contract in (Learner, Encoder, TaskSampler, Environments, Outside, Preprocessing, MetaObjective):
         yield from _class(contract)
     yield "## Data\n"
-    for data in (TaskSpec, TaskBatch, Examples, ClassPool, Given, Outcome, TrialResult):
+    for data in (TaskSpec, TaskBatch, Examples, Episodes, ClassPool, Given, Outcome, TrialResult):
         yield from _class(data)
+    yield "## Acting\n"
+    yield from _function(lived)
     yield "## Hyperparameters\n"
     yield f"{_indented_as_code(inspect.getdoc(tune) or '')}\n"
     for declare in (tune.real, tune.integer, tune.choice):

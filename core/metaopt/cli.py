@@ -773,7 +773,7 @@ def _export(options: argparse.Namespace) -> int:
                  "classes": [str(name) for name in classifier.classes_]}  # fmt: skip
     else:
         kept = model.export(options.run, options.target, plugins.load(), options.licence)
-        found = {"model": str(options.target), "learner": kept.learner.name,
+        found = {"model": str(options.target), "learner": kept.learner.name, "kind": kept.spec.kind,
                  "files": sorted(path.name for path in options.target.iterdir())}  # fmt: skip
     _print_json(found) if options.json else terminal.show_exported(found)
     return 0

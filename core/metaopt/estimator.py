@@ -26,7 +26,8 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor
 
 from metaopt import plugins, seeds
-from metaopt.errors import InputError, UserError
+from metaopt.agent import Agent
+from metaopt.errors import InputError
 from metaopt.executor import Loop
 from metaopt.learner import Learner
 from metaopt.preprocessing import Preprocessing
@@ -39,16 +40,16 @@ AT_ONCE = 1024
 """Queries predicted together, where one does not change another's prediction."""
 
 
-def load(model: str | Path, device: str = "cpu") -> "FewShotClassifier | FewShotRegressor":
-    """Return a saved model as an estimator. `model` is its folder, or the run folder that holds it as `best`.
+def load(model: str | Path, device: str = "cpu") -> "FewShotClassifier | FewShotRegressor | Agent":
+    """Return a saved model as an estimator, or as an agent where it acts.
+
+    `model` is its folder, or the run folder that holds it as `best`.
 
     Raises UserError, in one sentence, where it cannot be read.
     """
     opened = load_model(Path(model), plugins.load(), torch.device(device))
     if opened.spec.kind == "control":
-        raise UserError(
-            f"{model} is a policy, which acts and predicts nothing; give a model for classification or regression"
-        )
+        return Agent(opened)
     return (FewShotClassifier if opened.spec.kind == "classification" else FewShotRegressor)(opened, device)
 
 

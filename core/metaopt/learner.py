@@ -39,6 +39,10 @@ class Learner(nn.Module):
     """Whether it stands on the encoder it is given."""
     transductive: ClassVar[bool] = False
     """Whether its prediction for one query depends on the other queries; allowed where a study says so."""
+    in_turn: ClassVar[bool] = False
+    """In control whether it lives through the episodes of a task one after the other, as it learns while it acts."""
+    is_told: ClassVar[bool] = False
+    """In control whether it is told what tells the tasks apart: a ceiling for others, of use where one can tell."""
     order_matters: ClassVar[bool] = False
     """Whether the order of the support set changes what it learns, as for a sequence or for mini-batches in turn."""
     equal_shots: ClassVar[bool] = False
@@ -124,14 +128,41 @@ class Learner(nn.Module):
         """Tell whether it defines `stream`."""
         return cls.stream is not Learner.stream
 
-    def interact(self, environments: Environments, draw: Generator) -> Tensor:
-        """Learn tasks by acting in them, and return what each episode brought: (n_tasks, n_shot + n_query).
+    def adapt(self, environments: Environments, draw: Generator) -> tuple[Any, Tensor]:
+        """Learn tasks by acting in them for `spec.n_shot` episodes.
 
-        The episodes stand in the order of experience: from the first `spec.n_shot` it learns, all at once or one after
-        the other, and the last `spec.n_query` show what it has learned. No task knows of another. Learners of the kind
-        "control" define this and `practise`, and neither `forward` nor `outer_step`.
+        Learners of the kind "control" define this, `act` and `practise`, and neither `forward` nor `outer_step`. No
+        task knows of another. `metaopt.environment.lived` lets it act.
+
+        Returns:
+            What it remembers of the tasks, which `act` is given from then on, and what each episode brought, in the
+            order of experience: (n_tasks, n_shot).
         """
-        raise NotImplementedError(f"the learner {type(self).__name__} does not define `interact`")
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `adapt`")
+
+    def act(self, memory: Any, seen: Tensor, draw: Generator | None) -> tuple[Tensor, Any]:
+        """Choose what to do in every episode.
+
+        Args:
+            memory: what `adapt` remembered, or what this or `notice` made of it since
+            seen: (n_tasks, n_episodes, *x_shape)
+            draw: where chance comes from; torch's own generator where it is None
+
+        Returns:
+            The actions, (n_tasks, n_episodes) int64 or (n_tasks, n_episodes, y_size), and what it remembers now.
+        """
+        raise NotImplementedError(f"the learner {type(self).__name__} does not define `act`")
+
+    def notice(self, memory: Any, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        """Return what it remembers once it is told what the actions brought: for those who learn while they act.
+
+        Args:
+            memory: what `act` remembered
+            action: what `act` chose
+            reward: (n_tasks, n_episodes)
+            ended: (n_tasks, n_episodes) bool, whether the episodes are over
+        """
+        return memory
 
     def loss(self, predictions: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of predictions (n, n_outputs): cross entropy, or the squared error."""

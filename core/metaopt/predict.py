@@ -19,7 +19,7 @@ def adapted(model: Path, support: Path, device: str) -> FewShotClassifier:
 def _load(model: Path, device: str) -> FewShotClassifier:
     classifier = load(model, device)
     if not isinstance(classifier, FewShotClassifier):
-        raise UserError(f"{model} is a model for regression; use metaopt.load in Python")
+        raise UserError(f"{model} is no model for classification; use metaopt.load in Python")
     if classifier.opened().spec.description_shape:
         raise UserError(f"{model} learns from descriptions of classes, not from examples; use metaopt.load in Python")
     return classifier

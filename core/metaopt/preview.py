@@ -43,6 +43,7 @@ def preview(study: Study, sampler: TaskSampler) -> tuple[dict[str, Any], TaskBat
         "sampler": tasks.sampler,
         "kind": train_spec.kind,
         "pools": pools,
+        "pools_are": None if pools["train"]["classes"] is not None else sampler.pools_are,
         "task": None,
         "picture": None,
     }

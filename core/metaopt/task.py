@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from metaopt.environment import Environments
+from metaopt.environment import Environments, Outside
 from metaopt.errors import UserError
 from metaopt.preprocessing import Preprocessing
 
@@ -139,10 +139,14 @@ class TaskSampler:
     has_sources: ClassVar[bool] = False
     """Whether the n-th example of every class is of one source and `draw` keeps `spec.same_source`; otherwise likewise.
     """
+    pools_are: str = "each pool is a separate draw of one distribution of tasks"
+    """What tells pools apart that hold no classes, for people: for previews and reports."""
     benchmarks: ClassVar[tuple[str, ...]] = ()
     """Names of fixed evaluations that it brings, for `metaopt evaluate --on NAME`."""
     made_by: ClassVar[type[Preprocessing]] = Preprocessing
     """What turns a user's examples into those of tasks, after the study too; see `preprocessing`."""
+    outside: ClassVar[type[Outside]] = Outside
+    """In control what makes a task of a user's environment, after the study: how it is seen, and acted in."""
 
     @dataclass(frozen=True)
     class Config:

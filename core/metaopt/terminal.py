@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 PRESENTATIONS = (1, 2, 5, 10)  # those that Santoro et al. (2016) report
+TOLD = 8  # numbers shown of those that an oracle is told
 """Columns where the output is no terminal."""
 
 
@@ -352,7 +353,11 @@ def show_exported(found: Mapping[str, Any]) -> None:
         console().print(f"wrote {found['file']}: {found['learner']}, which tells {', '.join(found['classes'])} apart")
         return
     console().print(f"wrote {found['model']}: {', '.join(found['files'])} ({found['learner']})")
-    console().print(f"  metaopt predict {found['model']} --support DIR --query DIR")
+    console().print(
+        f'  in Python: metaopt.load("{found["model"]}").adapt(env)'
+        if found["kind"] == "control"
+        else f"  metaopt predict {found['model']} --support DIR --query DIR"
+    )
 
 
 def show_answers(found: Mapping[str, Any], output: Path | None) -> None:
@@ -421,7 +426,7 @@ def show_preview(found: Mapping[str, Any]) -> None:
             table.add_row(name, *("–" if n is None else f"{n:,}" for n in counts), each or "–", few or "–")
         out.print(table)
     else:
-        out.print("no pools of classes: each pool is a separate draw of one distribution of tasks")
+        out.print(f"no pools of classes: {found['pools_are']}")
     if found["task"]:
         (_print_environment if found["kind"] == "control" else _print_task)(out, found["task"], found["kind"])
     for name, pool in pools.items():
@@ -449,12 +454,14 @@ def _print_task(out: Console, task: Mapping[str, Any], kind: str) -> None:
 
 
 def _print_environment(out: Console, task: Mapping[str, Any], kind: str) -> None:
-    acts = f"one of {task['n_actions']} actions" if task["n_actions"] else f"{task['action'][0]} numbers an action"
+    numbers = "1 number" if task["action"] == [1] else f"{(task['action'] or [0])[0]} numbers"
+    acts = f"one of {task['n_actions']} actions" if task["n_actions"] else f"{numbers} an action"
+    told = [*map(number, task["told"][:TOLD]), *(["…"] if len(task["told"]) > TOLD else [])]
     out.print(
         f"a train task: {task['n_shot']} episodes to learn from and {task['n_query']} after them, of up to "
         f"{task['horizon']} steps; {acts}; observations of {' × '.join(map(str, task['observation']))}"
     )
-    out.print(f"  told to an oracle alone: {', '.join(map(number, task['told']))}")
+    out.print(f"  told to an oracle alone, {len(task['told'])} numbers: {', '.join(told)}")
 
 
 def show_space(found: Mapping[str, Any]) -> None:

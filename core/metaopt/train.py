@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from metaopt import seeds, tune
 from metaopt.checkpoint import Checkpoint, Moving
 from metaopt.ensemble import Ensemble
+from metaopt.environment import Environments, lived
 from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
@@ -309,9 +310,16 @@ def acted(
         before()
         environments = sampler.environments(pool, learner.spec, n, draw).to(device)
         started = time.perf_counter()
-        with torch.no_grad():  # adaptation turns gradients on for itself
-            returns = learner.interact(environments, chance)
+        returns = brought(learner, environments, chance)
         yield Outcome(learner.spec, returns, returns[:, :0], (time.perf_counter() - started) / n)
+
+
+@torch.no_grad()  # adaptation turns gradients on for itself
+def brought(learner: Learner, environments: Environments, draw: Generator) -> Tensor:
+    """Return what each episode brings, (n_tasks, n_shot + n_query): those that it learns from, and those after them."""
+    memory, before = learner.adapt(environments, draw)
+    after, _ = lived(learner, memory, environments, learner.spec.n_query, draw, in_turn=learner.in_turn)
+    return torch.cat([before, after.returns], 1)
 
 
 def _curve(played: Played, executor: Executor, steps: int) -> tuple[Tensor, ...]:

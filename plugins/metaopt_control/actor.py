@@ -1,19 +1,19 @@
 """What learners share that adapt a policy by policy gradients: how they are built, and how they act in a new task."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from metaopt import tune
-from metaopt.environment import Environments
+from metaopt.environment import Environments, lived
 from metaopt.errors import UserError
 from metaopt.executor import trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.task import TaskSpec
-from metaopt_control.policy import Policy, adapted, collect, of_each, worth
+from metaopt_control.policy import Mind, Policy, adapted, collect, of_each
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class Actor(Learner):
     kinds = ("control",)
     uses_encoder = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 20}
-    is_told: ClassVar[bool] = False
-    """Whether it is told what tells the tasks apart."""
     config: Any
 
     def __init__(self, spec: TaskSpec, encoder: nn.Module, config: Any) -> None:
@@ -45,22 +43,27 @@ class Actor(Learner):
         """Return in how many steps it adapts at meta-test."""
         return 0 if self.steps is None else int(getattr(self.config, self.steps))
 
-    def interact(self, environments: Environments, draw: Generator) -> Tensor:
-        """Return what each episode brought: those of the first step, of the next ones, and those after the last."""
-        steps, told = self.test_steps(), self._told(environments)
-        weights, found = of_each(self.policy.weights(), len(environments)), []
+    def adapt(self, environments: Environments, draw: Generator) -> tuple[Mind, Tensor]:
+        """Return the mind after the steps, and what the episodes that each learned from brought."""
+        steps, mind = self.test_steps(), self.mind(environments)
+        if not steps:
+            episodes, _ = lived(self.policy, mind, environments, self.spec.n_shot, draw, in_turn=False)
+            return mind, episodes.returns
+        returns = []
         for n in parts(self.spec.n_shot, steps):
-            episodes = collect(self.policy, weights, environments, n, draw, told)
-            found.append(episodes.returns)
-            weights = adapted(
-                self.policy, weights, episodes, worth(episodes, self.config.discount), self.config.inner_lr
-            )
-        left = self.spec.n_query if steps else self.spec.n_shot + self.spec.n_query
-        found.append(collect(self.policy, weights, environments, left, draw, told).returns)
-        return torch.cat(found, 1)
+            lessons = collect(self.policy, mind, environments, n, draw, self.config.discount)
+            returns.append(lessons.returns)
+            mind = replace(mind, weights=adapted(self.policy, mind.weights, lessons, self.config.inner_lr))
+        return mind, torch.cat(returns, 1)
 
-    def _told(self, environments: Environments) -> Tensor | None:
-        return environments.told if self.is_told else None
+    def act(self, memory: Mind, seen: Tensor, draw: Generator | None) -> tuple[Tensor, Mind]:
+        """Draw actions from the policy."""
+        return self.policy.act(memory, seen, draw)
+
+    def mind(self, environments: Environments) -> Mind:
+        """Return what it acts by before it has seen anything of these tasks."""
+        weights = of_each(self.policy.weights(), len(environments))
+        return Mind(weights, environments.told if self.is_told else None)
 
     def take(self, loss: Tensor, update: Callable[[Gradients], None]) -> None:
         """Let the outer optimiser take a step against a loss."""

@@ -1,7 +1,7 @@
 """MAML for policies (Finn, Abbeel & Levine, 2017, arXiv:1703.03400, section 5.3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from metaopt import tune
 from metaopt.environment import Environments
 from metaopt.learner import Gradients
 from metaopt_control.actor import Actor, ActorConfig, parts
-from metaopt_control.policy import adapted, collect, of_each, surrogate, worth
+from metaopt_control.policy import adapted, collect, surrogate
 
 
 class MAMLPolicy(Actor):
@@ -37,20 +37,17 @@ class MAMLPolicy(Actor):
 
     def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
         """Take outer steps; return what the episodes after adaptation brought on average, negated."""
-        config = self.config
-        before, weights = [], of_each(self.policy.weights(), len(environments))
+        config, before, mind = self.config, [], self.mind(environments)
         for n in parts(self.spec.n_shot, config.inner_steps):
-            episodes = collect(self.policy, weights, environments, n, None)
-            advantage = worth(episodes, config.discount)
-            before.append((episodes, advantage))
-            weights = adapted(self.policy, weights, episodes, advantage, config.inner_lr)
-        after = collect(self.policy, weights, environments, self.spec.n_query, None)
-        gain = worth(after, config.discount)
+            lessons = collect(self.policy, mind, environments, n, None, config.discount)
+            before.append(lessons)
+            mind = replace(mind, weights=adapted(self.policy, mind.weights, lessons, config.inner_lr))
+        after = collect(self.policy, mind, environments, self.spec.n_query, None, config.discount)
         order: Literal[1, 2] = 1 if config.first_order else 2
         with torch.enable_grad():
             for _ in range(config.epochs):
-                weights = of_each(self.policy.weights(), len(environments))
-                for episodes, advantage in before:
-                    weights = adapted(self.policy, weights, episodes, advantage, config.inner_lr, order)
-                self.take(surrogate(self.policy, weights, after, gain, config.clip).mean(), update)
+                weights = self.mind(environments).weights
+                for lessons in before:
+                    weights = adapted(self.policy, weights, lessons, config.inner_lr, order)
+                self.take(surrogate(self.policy, weights, after, config.clip).mean(), update)
         return -after.returns.mean()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from metaopt.environment import Environments
+from metaopt.environment import Environments, Episodes, lived
 from metaopt.nn import Weights
 from metaopt.task import TaskSpec
 
@@ -44,25 +44,27 @@ class Policy(nn.Module):
             seen = (seen @ weights[f"weight{layer}"] + weights[f"bias{layer}"]).tanh()
         return seen @ weights[f"weight{self.depth}"] + weights[f"bias{self.depth}"]
 
-    def act(self, weights: Weights, seen: Tensor, draw: Generator | None) -> tuple[Tensor, Tensor]:
-        """Return actions (n_tasks, n, …), and the logarithms of how likely they were."""
-        found = self(weights, seen)
+    def act(self, memory: "Mind", seen: Tensor, draw: Generator | None) -> tuple[Tensor, "Mind"]:
+        """Return actions (n_tasks, n, …) in answer to what is observed, (n_tasks, n, *x_shape)."""
+        weights = memory.weights
+        found = self(weights, memory.beside(seen.flatten(2)))
         if self.n_actions:
-            action = chosen(found, draw)
-        else:
-            noise = torch.randn(found.shape, generator=draw, dtype=found.dtype).to(found.device)
-            action = found + noise * weights["log_std"].clamp(min=LEAST_LOG_STD).exp()
-        return action, self._likely(weights, found, action)
+            return chosen(found, draw), memory
+        noise = torch.randn(found.shape, generator=draw, dtype=found.dtype).to(found.device)
+        return found + noise * weights["log_std"].clamp(min=LEAST_LOG_STD).exp(), memory
+
+    def notice(self, memory: "Mind", action: Tensor, reward: Tensor, ended: Tensor) -> "Mind":
+        """A policy learns after its episodes."""
+        return memory
 
     def log_likely(self, weights: Weights, seen: Tensor, action: Tensor) -> Tensor:
         """Return the logarithms of how likely actions are, (n_tasks, n)."""
-        return self._likely(weights, self(weights, seen), action)
-
-    def _likely(self, weights: Weights, found: Tensor, action: Tensor) -> Tensor:
+        found = self(weights, seen)
         if self.n_actions:
-            return found.log_softmax(-1).gather(-1, action[..., None])[..., 0]
+            chances: Tensor = found.log_softmax(-1)
+            return chances.gather(-1, action[..., None])[..., 0]
         log_std = weights["log_std"].clamp(min=LEAST_LOG_STD)
-        apart = (action - found) / log_std.exp()
+        apart: Tensor = (action - found) / log_std.exp()
         return (-0.5 * apart.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
@@ -74,50 +76,44 @@ def chosen(scores: Tensor, draw: Generator | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """What was experienced in tasks, in `n` episodes of each."""
+class Mind:
+    """What a policy acts by: its weights, and where it is told which task it is in, that too."""
 
-    seen: Tensor  # (n_tasks, n, horizon, n_in)
-    actions: Tensor  # (n_tasks, n, horizon, …)
-    likely: Tensor  # (n_tasks, n, horizon): the logarithms of how likely the actions were
-    rewards: Tensor  # (n_tasks, n, horizon), 0 after an episode's end
-    counts: Tensor  # (n_tasks, n, horizon) bool: not after an episode's end
+    weights: Weights
+    told: Tensor | None = None  # (n_tasks, n_told)
 
-    @property
-    def returns(self) -> Tensor:
-        """What each episode brought, (n_tasks, n)."""
-        return self.rewards.sum(-1)
-
-    def flat(self, of: Tensor) -> Tensor:
-        """Return a part with the steps of all episodes in one dimension, (n_tasks, n * horizon, …)."""
-        return of.flatten(1, 2)
+    def beside(self, seen: Tensor) -> Tensor:
+        """Return what is observed (n_tasks, n, n_seen) with what it is told beside it."""
+        if self.told is None:
+            return seen
+        return torch.cat([seen, self.told[:, None].expand(-1, seen.shape[1], -1)], -1)
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a policy learns from: what it did in each step of its episodes, and what came of that."""
+
+    seen: Tensor  # (n_tasks, n_steps, n_in)
+    actions: Tensor  # (n_tasks, n_steps, …)
+    likely: Tensor  # (n_tasks, n_steps): the logarithms of how likely the actions were
+    advantage: Tensor  # (n_tasks, n_steps): how much better they were than expected
+    counts: Tensor  # (n_tasks, n_steps) bool: not after an episode's end
+    returns: Tensor  # (n_tasks, n): what each episode brought
+
+
+@torch.no_grad()
 def collect(
-    policy: Policy,
-    weights: Weights,
-    environments: Environments,
-    n_episodes: int,
-    draw: Generator | None,
-    more: Tensor | None = None,
-) -> Episodes:
-    """Act in every task for so many episodes. `more` (n_tasks, n_more) is seen beside what is observed."""
-    parts: list[tuple[Tensor, ...]] = []
-    with torch.no_grad():
-        state = environments.start(n_episodes, draw)
-        ended = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
-        for _ in range(environments.horizon):
-            seen = environments.observe(state).flatten(2)
-            if more is not None:
-                seen = torch.cat([seen, more[:, None].expand(-1, n_episodes, -1)], -1)
-            action, likely = policy.act(weights, seen, draw)
-            state, reward, ends = environments.step(state, action, draw)
-            parts.append((seen, action, likely, reward.masked_fill(ended, 0.0), ~ended))
-            ended = ended | ends
-    return Episodes(*(torch.stack(part, 2) for part in zip(*parts, strict=True)))
+    policy: Policy, mind: Mind, environments: Environments, n_episodes: int, draw: Generator | None, discount: float
+) -> Lessons:
+    """Act in every task for so many episodes; return what is to be learned from them."""
+    episodes, _ = lived(policy, mind, environments, n_episodes, draw, in_turn=False)
+    seen, actions = mind.beside(episodes.seen.flatten(1, 2).flatten(2)), episodes.actions.flatten(1, 2)
+    likely = policy.log_likely(mind.weights, seen, actions)
+    advantage = worth(seen.view(*episodes.rewards.shape, -1), episodes, discount).flatten(1, 2)
+    return Lessons(seen, actions, likely, advantage, episodes.counts.flatten(1, 2), episodes.returns)
 
 
-def worth(episodes: Episodes, discount: float) -> Tensor:
+def worth(seen: Tensor, episodes: Episodes, discount: float) -> Tensor:
     """Return the advantages of actions, (n_tasks, n, horizon), standardised in each task.
 
     They are the discounted rewards to come less a baseline that is linear in features of what is seen and of time,
@@ -130,7 +126,7 @@ def worth(episodes: Episodes, discount: float) -> Tensor:
         to_come[..., step] = later
     time = torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device)[:, None] / 100
     time = time.expand(*rewards.shape[:2], -1, 1)
-    features = torch.cat([episodes.seen, episodes.seen.square(), time, time**2, time**3, torch.ones_like(time)], -1)
+    features = torch.cat([seen, seen.square(), time, time**2, time**3, torch.ones_like(time)], -1)
     counted = episodes.counts.to(rewards.dtype)
     x = (features * counted[..., None]).flatten(1, 2)  # (n_tasks, n * horizon, n_features)
     y = (to_come * counted).flatten(1, 2)[..., None]
@@ -144,22 +140,17 @@ def worth(episodes: Episodes, discount: float) -> Tensor:
     return standard
 
 
-def surrogate(
-    policy: Policy, weights: Weights, episodes: Episodes, advantage: Tensor, clip: float | None = None
-) -> Tensor:
+def surrogate(policy: Policy, weights: Weights, lessons: Lessons, clip: float | None = None) -> Tensor:
     """Return the loss of each task, (n_tasks,), whose gradient is the policy gradient from these episodes.
 
     It is the mean of how much more likely actions are than when they were taken, times their worth; with `clip` that
     ratio gains nothing beyond 1 ± clip (Schulman et al., 2017, "Proximal policy optimization", arXiv:1707.06347).
     """
-    flat = episodes.flat
-    likely = policy.log_likely(weights, flat(episodes.seen), flat(episodes.actions))
-    ratio, gain = (likely - flat(episodes.likely)).exp(), flat(advantage)
-    value = ratio * gain
+    ratio = (policy.log_likely(weights, lessons.seen, lessons.actions) - lessons.likely).exp()
+    value = ratio * lessons.advantage
     if clip is not None:
-        value = torch.minimum(value, ratio.clamp(1 - clip, 1 + clip) * gain)
-    counted = flat(episodes.counts)
-    return -(value * counted).sum(1) / counted.sum(1)
+        value = torch.minimum(value, ratio.clamp(1 - clip, 1 + clip) * lessons.advantage)
+    return -(value * lessons.counts).sum(1) / lessons.counts.sum(1)
 
 
 def of_each(weights: Weights, n_tasks: int) -> Weights:
@@ -168,12 +159,7 @@ def of_each(weights: Weights, n_tasks: int) -> Weights:
 
 
 def adapted(
-    policy: Policy,
-    weights: Weights,
-    episodes: Episodes,
-    advantage: Tensor,
-    lr: float,
-    derivatives: Literal[0, 1, 2] = 0,
+    policy: Policy, weights: Weights, lessons: Lessons, lr: float, derivatives: Literal[0, 1, 2] = 0
 ) -> Weights:
     """Return each task's weights after a step of policy gradient on its episodes.
 
@@ -182,7 +168,7 @@ def adapted(
     with torch.enable_grad():
         if not derivatives:
             weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        loss = surrogate(policy, weights, episodes, advantage).sum()  # the tasks' weights are their own
+        loss = surrogate(policy, weights, lessons).sum()  # the tasks' weights are their own
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=derivatives == 2)
         stepped = zip(weights.items(), gradients, strict=True)
         found = {name: weight - lr * gradient for (name, weight), gradient in stepped}

@@ -10,7 +10,7 @@ from metaopt import tune
 from metaopt.environment import Environments
 from metaopt.learner import Gradients
 from metaopt_control.actor import Actor, ActorConfig
-from metaopt_control.policy import collect, of_each, surrogate, worth
+from metaopt_control.policy import collect, surrogate
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,13 @@ class Practised(Actor):
 
     def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
         """Take outer steps; return what the episodes brought on average, negated."""
-        told, config = self._told(environments), self.config
-        n = self.spec.n_shot + self.spec.n_query
-        episodes = collect(self.policy, self.policy.weights(), environments, n, None, told)
-        gain = worth(episodes, config.discount)
+        config, n = self.config, self.spec.n_shot + self.spec.n_query
+        lessons = collect(self.policy, self.mind(environments), environments, n, None, config.discount)
         with torch.enable_grad():
             for _ in range(config.epochs):
-                weights = of_each(self.policy.weights(), len(environments))
-                self.take(surrogate(self.policy, weights, episodes, gain, config.clip).mean(), update)
-        return -episodes.returns.mean()
+                weights = self.mind(environments).weights
+                self.take(surrogate(self.policy, weights, lessons, config.clip).mean(), update)
+        return -lessons.returns.mean()
 
 
 class Randomised(Practised):

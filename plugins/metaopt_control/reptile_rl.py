@@ -1,7 +1,7 @@
 """Reptile for policies (Nichol, Achiam & Schulman, 2018, arXiv:1803.02999, with policy gradients inside)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from metaopt import tune
 from metaopt.environment import Environments
 from metaopt.learner import Gradients
 from metaopt_control.actor import Actor, ActorConfig, parts
-from metaopt_control.policy import adapted, collect, of_each, worth
+from metaopt_control.policy import adapted, collect
 
 
 class ReptilePolicy(Actor):
@@ -27,13 +27,10 @@ class ReptilePolicy(Actor):
 
     def practise(self, environments: Environments, update: Callable[[Gradients], None]) -> Tensor:
         """Move the weights by the mean over tasks of where learning leads; return the mean return, negated."""
-        first = self.policy.weights()
-        weights, returns = of_each(first, len(environments)), []
+        first, mind, returns = self.policy.weights(), self.mind(environments), []
         for n in parts(self.spec.n_shot + self.spec.n_query, self.config.inner_steps):
-            episodes = collect(self.policy, weights, environments, n, None)
-            returns.append(episodes.returns.mean())
-            weights = adapted(
-                self.policy, weights, episodes, worth(episodes, self.config.discount), self.config.inner_lr
-            )
-        update({f"policy.{name}": (first[name] - weights[name]).mean(0).detach() for name in first})
+            lessons = collect(self.policy, mind, environments, n, None, self.config.discount)
+            returns.append(lessons.returns.mean())
+            mind = replace(mind, weights=adapted(self.policy, mind.weights, lessons, self.config.inner_lr))
+        update({f"policy.{name}": (first[name] - mind.weights[name]).mean(0).detach() for name in first})
         return -returns[-1]

@@ -372,6 +372,9 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         if cls.transductive and not transductive:
             top.fail(f"learners.{learner}", "it is transductive (a query's prediction depends on the other queries); "
                      "set transductive: true to allow that, or leave it out")  # fmt: skip
+        if cls.is_told and not all(registry.learner(other).is_told for other in learners):
+            top.fail(f"learners.{learner}", "it is told which task it is in, and the others have to find out; leave it "
+                     "out, or give it a study of its own")  # fmt: skip
         if not cls.any_way and (tasks.train_way != tasks.n_way or "train_way" in tasks.searched):
             asked = tasks.searched.get("train_way", tasks.train_way)
             top.fail("tasks.train_way", f"{learner} learns a fixed number of ways, and train_way {asked} is not n_way "

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from metaopt import tune
 from metaopt.ensemble import Ensemble
+from metaopt.environment import Outside
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.learner import Learner
@@ -59,6 +60,8 @@ class Model:
     study: Study
     config: Mapping[str, Any]
     device: torch.device
+    outside: type[Outside]
+    """In control what makes a task of a user's environment."""
 
     def __deepcopy__(self, memo: object) -> "Model":
         return self
@@ -182,14 +185,14 @@ def load(folder: Path, registry: Registry, device: torch.device) -> Model:
         spec, train_spec = _spec(config["spec"]), _spec(config["train_spec"])
         if not 0 < float(config["temperature"]) < math.inf:
             raise ValueError(f"its temperature is {config['temperature']}")
-        cls = registry.task_sampler(resolved.tasks.sampler).made_by
-        preprocessing = cls(spec.x_shape, config["preprocessing"], arrays)
+        sampler = registry.task_sampler(resolved.tasks.sampler)
+        preprocessing = sampler.made_by(spec.x_shape, config["preprocessing"], arrays)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: what makes examples ready does not fit its config ({_reason(error)}); export the model again"
         ) from None
     learner = _with_weights(folder, resolved, train_spec, config, tensors).to(device)
-    return Model(str(folder), learner.eval(), spec, preprocessing, resolved, config, device)
+    return Model(str(folder), learner.eval(), spec, preprocessing, resolved, config, device, sampler.outside)
 
 
 def load_with_bench(folder: Path, registry: Registry, device: torch.device) -> tuple[Learner, Bench, dict[str, Any]]:
@@ -223,13 +226,9 @@ def card(config: Mapping[str, Any]) -> str:
         "control": "A policy that metaopt found. It acts in a new environment after a few episodes there.",
     }[spec["kind"]]
     unseen = {"classification": "classes", "regression": "functions", "control": "environments"}[spec["kind"]]
-    use = [
-        "```python",
-        "import metaopt",
-        'model = metaopt.load("this folder")',
-        "model.fit(X_support, y_support).predict(X_query)",
-        "```",
-    ]
+    use = {"control": ["model.adapt(env)", "action = model.act(observation)"]}.get(
+        spec["kind"], ["model.fit(X_support, y_support).predict(X_query)"]
+    )
     classes = f", {spec['n_train_classes']} classes to train on" if spec["n_train_classes"] else ""
     scores = [
         f"| {what} | {interval(config[key])} | {config[key]['tasks']} {config[key]['pool']} tasks |"
@@ -244,7 +243,7 @@ def card(config: Mapping[str, Any]) -> str:
         "",
         learns,
         "",
-        *(use if spec["kind"] != "control" else []),
+        *("```python", "import metaopt", 'model = metaopt.load("this folder")', *use, "```"),
         "",
         "## Data",
         "",

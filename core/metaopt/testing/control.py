@@ -17,6 +17,7 @@ from metaopt.plugins import violations
 from metaopt.task import POOLS, Pool, TaskSampler, TaskSpec
 from metaopt.testing.learners import its_defaults_exist, obeys_the_contract
 from metaopt.testing.setting import Skipped, corners, random_states
+from metaopt.train import brought
 
 N_TASKS, N_SHOT, N_QUERY = 6, 4, 3
 PRACTICE = (10, 20, 40, 80)
@@ -68,8 +69,7 @@ def built(cls: type[Learner], spec: TaskSpec, seed: int = 0, **config: Any) -> L
 
 def acted(learner: Learner, seed: int = 0) -> Tensor:
     """Return what a learner's episodes bring in the small tasks."""
-    with torch.no_grad():
-        return learner.eval().interact(environments(learner.spec), Generator().manual_seed(seed))
+    return brought(learner.eval(), environments(learner.spec), Generator().manual_seed(seed))
 
 
 def practised(learner: Learner, seed: int = 0) -> tuple[Tensor, list[Gradients]]:
@@ -82,15 +82,18 @@ def practised(learner: Learner, seed: int = 0) -> tuple[Tensor, list[Gradients]]
 
 
 def returns_have_their_shape(cls: type[Learner]) -> None:
-    """`interact` gives a finite number for each episode, (n_tasks, n_shot + n_query)."""
+    """Adapting and acting bring a finite number in each episode, (n_tasks, n_shot + n_query)."""
     for spec in SPECS:
-        returns = acted(built(cls, spec))
-        want = (N_TASKS, N_SHOT + N_QUERY)
-        assert tuple(returns.shape) == want, (
-            f"interact gave shape {tuple(returns.shape)}; it must be (n_tasks, n_shot + n_query) = {want}"
+        learner = built(cls, spec).eval()
+        with torch.no_grad():
+            _, before = learner.adapt(environments(spec), Generator().manual_seed(0))
+        want = (N_TASKS, N_SHOT)
+        assert tuple(before.shape) == want, (
+            f"adapt gave returns of shape {tuple(before.shape)}; they must be (n_tasks, n_shot) = {want}"
         )
-        assert returns.isfinite().all(), "interact gave returns that are not finite; guard the computation"
-        assert (returns <= 0).all(), "interact gave returns that no episode brought; they are sums of its rewards"
+        returns = acted(learner)
+        assert returns.isfinite().all(), "returns are not finite; guard the computation"
+        assert (returns <= 0).all(), "adapt gave returns that no episode brought; they are sums of its rewards"
 
 
 def is_finite_at_both_ends_of_every_range(cls: type[Learner]) -> None:
@@ -122,7 +125,7 @@ def keeps_no_memory_between_tasks(cls: type[Learner]) -> None:
         before = copy.deepcopy(learner.state_dict())
         acted(learner)
         for name, tensor in learner.state_dict().items():
-            assert torch.equal(tensor, before[name]), f"interact wrote to {name}; adapt a dict of weights instead"
+            assert torch.equal(tensor, before[name]), f"adapt or act wrote to {name}; adapt a dict of weights instead"
 
 
 def chance_comes_from_the_generator(cls: type[Learner]) -> None:
@@ -132,7 +135,7 @@ def chance_comes_from_the_generator(cls: type[Learner]) -> None:
         one, same, other = acted(learner), acted(learner), acted(learner, seed=1)
         assert torch.equal(one, same), "the same seed gave other returns; draw from the generator passed in, alone"
         assert not torch.equal(one, other), "another seed gave the same returns; draw from the generator passed in"
-        assert before == random_states(), "interact drew from a global generator; draw from the one passed in"
+        assert before == random_states(), "it drew from a global generator; draw from the one passed in"
 
 
 def an_outer_step_repeats_from_a_seed(cls: type[Learner]) -> None:
@@ -150,7 +153,16 @@ def serves_other_numbers_of_episodes(cls: type[Learner]) -> None:
     for spec in SPECS:
         other = built(cls, spec).with_spec(replace(spec, n_shot=N_SHOT + 5, n_query=N_QUERY - 1))
         got = acted(other).shape[1]
-        assert got == N_SHOT + N_QUERY + 4, f"of {N_SHOT + N_QUERY + 4} episodes interact returned {got}"
+        assert got == N_SHOT + N_QUERY + 4, f"of {N_SHOT + N_QUERY + 4} episodes it lived through {got}"
+
+
+def serves_one_episode_at_a_time(cls: type[Learner]) -> None:
+    """It learns an environment that runs no two episodes side by side, as the one robot that there is."""
+    for spec in SPECS:
+        tasks = environments(spec, 1)
+        tasks.at_once = 1
+        got = tuple(brought(built(cls, spec).eval(), tasks, Generator().manual_seed(0)).shape)
+        assert got == (1, N_SHOT + N_QUERY), f"its episodes brought numbers of shape {got}; let it act by `lived`"
 
 
 def practice_pays(cls: type[Learner]) -> None:
@@ -178,9 +190,7 @@ def practice_pays(cls: type[Learner]) -> None:
 
 def earned(learner: Learner, tasks: Environments) -> float:
     """Return what an episode brings on average."""
-    with torch.no_grad():
-        returns = learner.eval().interact(tasks, Generator().manual_seed(0))
-    return float(returns.mean())
+    return float(brought(learner.eval(), tasks, Generator().manual_seed(0)).mean())
 
 
 def pickles_to_a_worker_process(cls: type[Learner]) -> None:
@@ -200,6 +210,7 @@ LEARNER_CHECKS: list[Callable[[Any], None]] = [
     chance_comes_from_the_generator,
     an_outer_step_repeats_from_a_seed,
     serves_other_numbers_of_episodes,
+    serves_one_episode_at_a_time,
     practice_pays,
     pickles_to_a_worker_process,
 ]

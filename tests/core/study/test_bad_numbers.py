@@ -183,10 +183,13 @@ class Odd(Learner):
         update({"weight": torch.zeros(())})
         return self.weight.detach()
 
-    def interact(self, environments, draw):
-        returns = torch.randn(len(environments), self.spec.n_shot + self.spec.n_query, generator=draw)
+    def adapt(self, environments, draw):
+        returns = torch.randn(len(environments), self.spec.n_shot, generator=draw)
         oddly = (environments.told.sum(1, keepdim=True) > 0) | self.config.always
-        return torch.where(oddly, float(self.config.odd), returns)
+        return None, torch.where(oddly, float(self.config.odd), returns)
+
+    def act(self, memory, seen, draw):
+        return torch.zeros(*seen.shape[:2], self.spec.y_size), memory
 
     def task_loss(self, *task):
         loss = super().task_loss(*task)

@@ -44,6 +44,11 @@ def arrays(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "a.npz"), "split": "4/4/4"}
 
 
+def gymnasium(folder: Path) -> dict[str, Any]:
+    """Return settings that name an environment."""
+    return {"env": "CartPole-v1", "parameters": {"gravity": [9, 11]}, "horizon": 20}
+
+
 def images(folder: Path) -> dict[str, Any]:
     """Write six pictures of each of twelve classes, a folder each."""
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (72, 8, 8), dtype=np.uint8)):
@@ -78,7 +83,7 @@ def attributes(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "data.npz")}
 
 
-WRITERS = (arrays, attributes, glyphs, images, omniglot, table, text)
+WRITERS = (arrays, attributes, glyphs, gymnasium, images, omniglot, table, text)
 SETTINGS: Mapping[str, Callable[[Path], dict[str, Any]]] = {writer.__name__: writer for writer in WRITERS}
 """Of task samplers that bring no data by default, or many, what returns settings for a few, written into a folder."""
 CLASSES = [

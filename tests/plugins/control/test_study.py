@@ -9,7 +9,7 @@ import yaml
 
 import metaopt
 from metaopt import cli
-from metaopt.errors import UserError
+from metaopt.agent import Agent
 
 STUDY: dict[str, Any] = {
     "name": "plane",
@@ -45,8 +45,9 @@ def test_a_study_of_environments_runs_resumes_and_can_be_scored_reported_and_aud
     assert cli.main(["study", "report", "runs/plane"]) == 0
     assert "this study is one of control" in capsys.readouterr().out
     assert "acts in a new environment" in (folder / "runs/plane/best/MODEL.md").read_text()
-    with pytest.raises(UserError, match="is a policy, which acts and predicts nothing"):
-        metaopt.load("runs/plane")
+    assert isinstance(metaopt.load("runs/plane"), Agent)
+    assert cli.main(["predict", "runs/plane", "--support", "a", "--query", "b"]) == 2
+    assert "runs/plane is no model for classification; use metaopt.load in Python" in capsys.readouterr().err
 
 
 def test_an_environment_has_no_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,12 +64,50 @@ def test_a_task_is_described(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ({"sampler": "navigation"}, "no pools of classes: each pool is a separate draw of one distribution of tasks"),
+        ({"sampler": "slope"}, "no pools of classes: validation and test lie beyond what is trained on"),
+        ({"sampler": "games"}, "no pools of classes: no game of one pool, by its walls, goal and start, is in"),
+        ({"sampler": "games"}, "told to an oracle alone, 76 numbers: "),
+        ({"sampler": "slope"}, "200 steps; 1 number an action; observations of 4"),
+        ({"sampler": "gymnasium", "env": "Pendulum-v1", "parameters": {"g": {"train": [8, 9], "validation": [9, 10],
+          "test": [10, 11]}}}, "parameters have other ranges in the test pool than in training"),
+    ],
+)  # fmt: skip
+def test_what_tells_pools_and_tasks_apart_is_said(
+    tasks: dict[str, Any], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "s.yaml").write_text(yaml.safe_dump(STUDY | {"tasks": {"n_shot": 6, "n_query": 4, **tasks}}))
+    assert cli.main(["tasks", "preview", "s.yaml"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_report_says_that_a_score_is_of_extrapolation(folder: Path) -> None:
+    changes = {"tasks": {"sampler": "slope", "n_shot": 2, "n_query": 2, "horizon": 5}, "learners": ["randomised"],
+               "trials": 1, "evaluation": {"tasks": 8, "finalists": 1, "report_tasks": 8}}  # fmt: skip
+    (folder / "s.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    assert cli.main(["study", "run", "s.yaml", "--quiet", "--out", "out"]) == 0
+    assert cli.main(["study", "report", "out"]) == 0
+    page = (folder / "out/report.html").read_text()
+    assert "The split: validation and test lie beyond what is trained on, so scores are of extrapolation" in page
+
+
+def test_an_exported_policy_is_said_to_act(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "run", "plane.yaml", "--quiet", "--trials", "1"]) == 0
+    assert cli.main(["export", "runs/plane", "model"]) == 0
+    assert 'in Python: metaopt.load("model").adapt(env)' in capsys.readouterr().out
+    assert isinstance(metaopt.load("model"), Agent)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         (["learners={protonet: }"], "it learns classification and the sampler 'navigation' gives"),
         (["tasks.stream=true"], "tasks.stream: the sampler 'navigation' gives environments, which hold no examples"),
         (["tasks.n_shot=[1,5]"], "tasks.n_shot: all environments of a study have as many episodes to learn from"),
         (["tasks.train_way=3"], "tasks.train_way"),
+        (["learners={oracle: , randomised: }"], "learners.oracle: it is told which task it is in, and the others have"),
         (["evaluation.ensemble=true"], "evaluation.ensemble: policies act, and have no predictions"),
         (["objective=accuracy"], "'accuracy' does not score control tasks"),
         (["tasks.n_shot=1", "learners={maml_rl: {test_steps: 3}}"], "3 steps need 3 episodes to learn from"),

@@ -212,6 +212,7 @@ def _provenance(folder: Path, board: Board, bench: Bench | None) -> dict[str, An
     return {
         "folder": str(folder),
         "pools": pools,
+        "pools_are": bench.sampler.pools_are if bench else "",
         "plugins": plugins,
         "study": text,
         "tested": tested.read(folder),
