@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,8 @@ def measured(
             "returns": {str(steps): _interval(earned) for steps, earned in enumerate(by_seed.mean(0).T)},
             "by_seed": by_seed.mean(1).tolist(),
         }
-        print(f"{contestant_name}: {rows[contestant_name]}", flush=True)  # noqa: T201
+        sys.stdout.write(f"{contestant_name}: {rows[contestant_name]}\n")
+        sys.stdout.flush()
     for row, added in more(found).items():
         rows[row].update(added)
     write_json(FOLDER / f"{name}.json", rows)

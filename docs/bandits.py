@@ -8,8 +8,9 @@ from which the README's table is made: what a pull earns, and by how much more o
 
 import argparse
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ FILE = Path(__file__).parent / "results" / "bandits.json"
 CPU = torch.device("cpu")
 SIZES = ((5, 10), (10, 10), (5, 100), (10, 100))  # arms, pulls
 TUNING_TASKS, TEST_TASKS = 10_000, 2_000
-CONFIG = {"hidden": 48, "discount": 0.95, "epochs": 4}
+CONFIG: dict[str, Any] = {"hidden": 48, "discount": 0.95, "epochs": 4}
 OUTER = Outer(lr=5e-3, schedule="linear", tasks_per_step=128, clip=1.0)
 
 Rule = Callable[[Tensor, Tensor, int, Generator], Tensor]
@@ -87,7 +88,7 @@ def played(rule: Rule, chances: Tensor, pulls: int) -> Tensor:
 def rl2(sampler: Bandits, pulls: int, cpu_seconds: float, seed: int) -> Tensor:
     """Return what a pull earns in each test task, (n_tasks,), after so long a meta-training."""
     torch.manual_seed(seeds.derive(seed, "weights"))
-    learner = RL2(sampler.spec(1, pulls - 1, 1), nn.Identity(), RL2.Config(**CONFIG))  # type: ignore[arg-type]
+    learner = RL2(sampler.spec(1, pulls - 1, 1), nn.Identity(), RL2.Config(**CONFIG))
     meta_train(learner, sampler, OUTER, Budget(cpu_seconds=cpu_seconds), Loop(), seed=seed, device=CPU)
     outcomes = acted(learner, sampler, "test", TEST_TASKS, draw=seeds.generator(0, "evaluate", "test"), device=CPU)
     return torch.cat([outcome.predictions.mean(1) for outcome in outcomes])
@@ -95,16 +96,7 @@ def rl2(sampler: Bandits, pulls: int, cpu_seconds: float, seed: int) -> Tensor:
 
 def chances(sampler: Bandits, pool: Pool, n_tasks: int) -> Tensor:
     """Return the tasks that `rl2` is scored on, or others to choose settings by, (n_tasks, n_arms)."""
-    spec, draw = sampler.spec(1, 1, 1), seeds.generator(0, "evaluate", pool)
-    # In as many calls as an evaluation has, so that they are the same tasks.
-    return torch.cat([sampler.environments(pool, spec, n, draw).told for n in _calls(n_tasks)])
-
-
-def _calls(n_tasks: int) -> Iterator[int]:
-    from metaopt.train import ENVIRONMENTS_A_CALL
-
-    for first in range(0, n_tasks, ENVIRONMENTS_A_CALL):
-        yield min(ENVIRONMENTS_A_CALL, n_tasks - first)
+    return sampler.environments(pool, sampler.spec(1, 1, 1), n_tasks, seeds.generator(0, "evaluate", pool)).told
 
 
 def main() -> None:
@@ -140,7 +132,8 @@ def main() -> None:
             "cpu_seconds": round(spent),
         }
         found.append(row)
-        print(row, flush=True)  # noqa: T201
+        sys.stdout.write(f"{row}\n")
+        sys.stdout.flush()
         write_json(FILE, {"test_tasks": TEST_TASKS, "seeds": options.seeds, "rows": found})
 
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from metaopt import seeds
 from metaopt.environment import Environments, Outside
-from metaopt.errors import InputError
+from metaopt.errors import InputError, UserError
 from metaopt.study.model import Model
 
 
@@ -60,15 +60,18 @@ class Agent:
         here = _told(told, spec.n_told, needed=learner.is_told).to(device)
         sizes = spec.x_shape, spec.n_actions, here
         if isinstance(env, Environments):
-            tasks, self._outside = env.to(device), Outside(None, *sizes, horizon=0)
+            tasks, outside = env.to(device), Outside(None, *sizes, horizon=0)
             if len(tasks) != 1:
                 raise InputError(f"these are {len(tasks)} environments; an agent adapts to one")
         else:
-            tasks = self._outside = self.model.outside(env, *sizes, horizon=_steps(env, max_steps))
+            tasks = outside = self.model.outside(env, *sizes, horizon=_steps(env, max_steps))
         draw = seeds.generator(seed, "agent")
-        with torch.no_grad():  # adaptation turns gradients on for itself
-            memory, returns = learner.adapt(tasks, draw)
-        self._adapted, self._action = (memory, draw), None
+        try:
+            with torch.no_grad():  # adaptation turns gradients on for itself
+                memory, returns = learner.adapt(tasks, draw)
+        except UserError as error:
+            raise InputError(str(error)) from None
+        self._outside, self._adapted, self._action = outside, (memory, draw), None
         self.returns_ = returns[0].double().cpu().numpy()
         return self
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from metaopt.study.trial import Bench, Job, TrialResult
 
 WIDTH = 110
+"""Columns where the output is no terminal."""
 PRESENTATIONS = (1, 2, 5, 10)  # those that Santoro et al. (2016) report
 TOLD = 8  # numbers shown of those that an oracle is told
-"""Columns where the output is no terminal."""
 
 
 class _Console(Console):
@@ -454,8 +454,11 @@ def _print_task(out: Console, task: Mapping[str, Any], kind: str) -> None:
 
 
 def _print_environment(out: Console, task: Mapping[str, Any], kind: str) -> None:
-    numbers = "1 number" if task["action"] == [1] else f"{(task['action'] or [0])[0]} numbers"
-    acts = f"one of {task['n_actions']} actions" if task["n_actions"] else f"{numbers} an action"
+    if task["n_actions"]:
+        acts = f"one of {task['n_actions']} actions"
+    else:
+        [size] = task["action"]
+        acts = f"{size} number{'' if size == 1 else 's'} an action"
     told = [*map(number, task["told"][:TOLD]), *(["…"] if len(task["told"]) > TOLD else [])]
     out.print(
         f"a train task: {task['n_shot']} episodes to learn from and {task['n_query']} after them, of up to "

@@ -82,6 +82,6 @@ def parts(n_episodes: int, steps: int) -> list[int]:
     if n_episodes < steps:
         raise UserError(
             f"{steps} steps need {steps} episodes to learn from and tasks have {n_episodes}; set tasks.n_shot to "
-            f"{steps} or more, or the learner's steps to fewer"
+            f"{steps} or more (of a saved model, the episodes of adapt), or the learner's steps to fewer"
         )
     return [n_episodes // steps + (step < n_episodes % steps) for step in range(steps)]

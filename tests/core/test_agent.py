@@ -131,6 +131,24 @@ def test_an_environment_of_metaopt_serves_as_well(run: Path) -> None:
     assert agent.act(np.zeros(2)).shape == (2,)
 
 
+def test_a_refused_environment_leaves_the_agent_as_it_was(run: Path) -> None:
+    agent, more = opened(run)
+    agent.adapt(Robot(), max_steps=10, **more)
+    with pytest.raises(InputError, match="these are 2 environments"):
+        agent.adapt(Plane(torch.zeros(2, 2), 5), **more)
+    assert agent.act(np.zeros(2)).shape == (2,)
+
+
+def test_too_few_episodes_for_the_learners_steps_are_refused_with_what_to_give(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    agent, _ = opened(studied(tmp_path_factory, {"learners": {"maml_rl": {"test_steps": 3}}}))
+    with pytest.raises(
+        InputError, match=r"3 steps need 3 episodes .* have 2; .* \(of a saved model, the episodes of ad"
+    ):
+        agent.adapt(Robot(), episodes=2, max_steps=10)
+
+
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Any]]:
     agent, _ = opened(studied(tmp_path_factory, {"tasks": GYM, "learners": ["randomised"]}))
