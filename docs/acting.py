@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,6 @@ class Setting:
     n_test: int = 200
     outer: Outer = field(default_factory=lambda: Outer(lr=3e-3, schedule="linear", tasks_per_step=20))
 
-    def trained(self, contestant: Contestant, seed: int) -> Actor:
-        """Return a learner after meta-training."""
-        spec = self.sampler.spec(1, contestant.n_shot or self.each, self.each)
-        torch.manual_seed(seeds.derive(seed, "weights"))
-        learner = contestant.cls(spec, nn.Identity(), contestant.cls.Config(**contestant.config))
-        sampler, budget = contestant.sampler or self.sampler, Budget(tasks=self.n_tasks)
-        meta_train(learner, sampler, self.outer, budget, Loop(), seed=seed, device=CPU)
-        return learner
-
     def at_rate(self, learner: Actor, rate: float) -> Actor:
         """Return the learner, its parameters shared, that takes all steps at this rate."""
         other = learner.with_spec(self.sampler.spec(1, self.steps * self.each, self.each))
@@ -74,9 +66,9 @@ class Setting:
 
     def run(self, contestant: Contestant, seed: int) -> tuple[Actor, Tensor, dict[str, Any]]:
         """Return a contestant after meta-training, at its best rate, what it earns in test tasks, and its costs."""
-        started = time.process_time()
-        learner = self.trained(contestant, seed)
-        seconds, rate = time.process_time() - started, None
+        config = tuple(sorted(contestant.config.items()))
+        sampler, n_shot = contestant.sampler or self.sampler, contestant.n_shot or self.each
+        learner, seconds = trained(self, contestant.cls, config, sampler, n_shot, seed)
         if not contestant.adapts:
             return learner, self.returns(learner, "test", self.n_test)[:, :1], {"cpu_seconds": seconds, "rate": None}
 
@@ -86,6 +78,24 @@ class Setting:
         rate = max(self.rates, key=on_validation)
         learner = self.at_rate(learner, rate)
         return learner, self.returns(learner, "test", self.n_test), {"cpu_seconds": seconds, "rate": rate}
+
+
+@cache  # as one that adapts and one that does not may be the same one
+def trained(
+    setting: Setting,
+    cls: type[Actor],
+    config: tuple[tuple[str, Any], ...],
+    sampler: TaskSampler,
+    n_shot: int,
+    seed: int,
+) -> tuple[Actor, float]:
+    """Return a learner after meta-training, and the CPU seconds that it took."""
+    started = time.process_time()
+    spec = sampler.spec(1, n_shot, setting.each)
+    torch.manual_seed(seeds.derive(seed, "weights"))
+    learner = cls(spec, nn.Identity(), cls.Config(**dict(config)))
+    meta_train(learner, sampler, setting.outer, Budget(tasks=setting.n_tasks), Loop(), seed=seed, device=CPU)
+    return learner, time.process_time() - started
 
 
 def measured(
