@@ -139,7 +139,7 @@ def test_each_environment_has_what_its_pool_draws(pool: Pool) -> None:
     tasks = drawn(PENDULUM, 50, pool)
     tasks.start(2, None)
     low, high = G[pool]
-    pull = [env.unwrapped.g for env in tasks.running]  # type: ignore[attr-defined]
+    pull = [env.unwrapped.g for env in tasks.running]  # type: ignore[attr-defined]  # of a pendulum
     assert pull == [values["g"] for values in tasks.values for _ in range(2)]
     assert low <= min(pull) < low + 0.2 * (high - low) < high - 0.2 * (high - low) < max(pull) <= high
 

@@ -1,6 +1,7 @@
 """Policy gradients are what their formulas say: score function, derivative, clipping, and what actions are worth."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -73,9 +74,9 @@ def test_a_gradient_through_a_step_is_that_of_finite_differences() -> None:
     one, lessons = lessons_of(NUMBERS)
     _, after = lessons_of(NUMBERS, 4)
 
-    def loss(shift: float, derivatives: int) -> Tensor:
+    def loss(shift: float, derivatives: Literal[0, 1, 2]) -> Tensor:
         moved = one.weights() | {"weight1": one.weights()["weight1"] + shift}
-        weights = adapted(one, of_each(moved, 3), lessons, 0.5, derivatives)  # type: ignore[arg-type]
+        weights = adapted(one, of_each(moved, 3), lessons, 0.5, derivatives)
         return surrogate(one, weights, after).mean()
 
     [gradient] = torch.autograd.grad(loss(0.0, 2), [one.weights()["weight1"]])

@@ -49,12 +49,12 @@ def test_on_the_level_it_moves_as_cartpole_of_gymnasium_does() -> None:
     theirs, draw = gymnasium.make("CartPole-v1").unwrapped, np.random.default_rng(0)
     seen, _ = theirs.reset(seed=0)
     tasks, state = carts((0, 1, 0)), torch.tensor(seen, dtype=torch.float64)[None, None]
-    theirs.state = tuple(state[0, 0].tolist())  # type: ignore[attr-defined]
+    theirs.state = tuple(state[0, 0].tolist())  # type: ignore[attr-defined]  # of CartPole
     for _ in range(40):
         action = int(draw.integers(2))
         _, _, over, _, _ = theirs.step(action)
         state, _, ended = tasks.step(state, torch.tensor([[[2.0 * action - 1]]]), None)
-        np.testing.assert_allclose(state[0, 0], theirs.state, rtol=1e-12)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(state[0, 0], theirs.state, rtol=1e-12)  # type: ignore[attr-defined]  # of CartPole
         assert bool(ended) == over
         if over:
             break
