@@ -17,6 +17,7 @@ import torch
 from metaopt import executor, plugins
 from metaopt.executor import EXECUTORS, choose
 from metaopt.learner import Learner
+from metaopt.process import on_one_core
 from metaopt.train import draw_batch
 from metaopt_encoders.conv4 import Conv4
 from metaopt_encoders.mlp import MLP
@@ -64,7 +65,7 @@ def milliseconds(cls: type[Learner], examples: str) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    on_one_core()
     executor.RECORD_AFTER = executor.RECORD_LOOP_AFTER = 2
     asked = sys.argv[1:]
     print(f"{'ms a task':<28}" + "".join(f"{name:>13}" for name in EXECUTORS) + f"{'auto':>13} {'lost':>6}")

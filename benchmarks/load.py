@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from metaopt import checkpoint, plugins
+from metaopt.process import on_one_core
 from metaopt.study import search
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench, Job, TrialResult
@@ -184,7 +185,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=10_000, help="that do nothing (default: 10,000)")
     parser.add_argument("--real", type=int, default=500, help="real trials (default: 500)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     print(f"{datetime.date.today()}, {os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory(prefix="metaopt-load-") as root:
         print("| encoder, numbers | a checkpoint | share of the time |\n|---|---|---|")

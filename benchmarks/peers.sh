@@ -6,7 +6,9 @@ python=$1
 folder=$2
 "$python" -m venv "$folder"
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-"$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/metaopt.pth"
+# By addsitedir, so that the .pth files of .venv count too: metaopt itself is installed by one.
+"$python" -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+    > "$site/metaopt.pth"
 # --no-deps: no peer may bring another torch. What they import beside it stands here by name.
 install="$folder/bin/python -m pip install --quiet --disable-pip-version-check --no-deps"
 $install "cython==0.29.37" "setuptools==65.5.0" "wheel==0.48.0"

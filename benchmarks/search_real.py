@@ -34,6 +34,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from metaopt import plugins, seeds
 from metaopt.files import write_json
+from metaopt.process import on_one_core
 from metaopt.study.file import load
 from metaopt.study.ledger import Ledger
 from metaopt.study.storage import open_storage
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "search_real", metavar="DIR")
     parser.add_argument("--json", type=Path, help="write everything that is in DIR into one file")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     registry = plugins.load()
     options.output.mkdir(parents=True, exist_ok=True)

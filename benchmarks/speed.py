@@ -44,6 +44,7 @@ from metaopt.augment import Augment
 from metaopt.executor import Executor, Loop, choose
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Precision
+from metaopt.process import on_one_core
 from metaopt.task import TaskBatch
 from metaopt.train import TASKS_A_CALL, draw_batch, predictions_of
 from metaopt_encoders.conv4 import Conv4
@@ -110,6 +111,7 @@ class Row:
 
 
 def metaopt(row: Row, learner: Learner, executor: Executor | None = None) -> Built:
+    on_one_core()  # as a study's processes are set; peers' are as Python and torch leave them
     executor = executor or choose("auto", learner.spec)
     parameters = [name for name, _ in learner.named_parameters()]
 
@@ -592,18 +594,22 @@ def main() -> None:
     chosen = [row for name, row in ROWS.items() if not arguments.rows or any(one in name for one in arguments.rows)]
     if not chosen:
         parser.error(f"no row is called so; there are: {'; '.join(ROWS)}")
-    whole: dict[str, Any] = {"peak": matmul_peak(), "torch": torch.__version__, "rows": []}
+    rows: dict[str, Any] = {}
+    if arguments.rows and arguments.json:  # the others stay as they were measured
+        rows = {row["row"]: row for row in json.loads(arguments.json.read_text(encoding="utf-8"))["rows"]}
+    peak = matmul_peak()
     print(HEADER)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "pictures"
         if any(row.data for row in chosen):
             write_pictures(Glyphs(Glyphs.Config(train_classes=N_CLASSES, size=OMNIGLOT)).pools["train"], root)
         for row in chosen:
-            whole["rows"].append(measure(row, arguments.seconds, arguments.turns, root))
-            print(line(whole["rows"][-1], whole["peak"]), flush=True)
+            rows[row.name] = measure(row, arguments.seconds, arguments.turns, root)
+            print(line(rows[row.name], peak), flush=True)
             if arguments.json:  # after each row, as all of them take long
+                whole = {"peak": peak, "torch": torch.__version__, "rows": list(rows.values())}
                 arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    print(f"a core's float32 matmul peak: {whole['peak'] / 1e9:.0f} GFLOP/s of CPU time")
+    print(f"a core's float32 matmul peak: {peak / 1e9:.0f} GFLOP/s of CPU time")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from metaopt import plugins
 from metaopt.errors import UserError
 from metaopt.files import write_json
+from metaopt.process import on_one_core
 from metaopt.study import portfolio
 from metaopt.study.file import resolve
 from metaopt.study.ledger import Ledger
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows, began = [], time.process_time()
     for name in options.only:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metaopt import seeds
 from metaopt.executor import Loop
 from metaopt.files import write_json
+from metaopt.process import on_one_core
 from metaopt.task import Pool, TaskSampler
 from metaopt.train import Budget, Outer, acted, meta_train
 from metaopt_control.actor import Actor
@@ -111,7 +112,7 @@ def measured(
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     learners: dict[str, Actor] = {}
     found: dict[str, Tensor] = {}
     rows: dict[str, dict[str, Any]] = {}

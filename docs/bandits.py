@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from metaopt import seeds
 from metaopt.executor import Loop
 from metaopt.files import write_json
+from metaopt.process import on_one_core
 from metaopt.task import Pool
 from metaopt.train import Budget, Outer, acted, meta_train
 from metaopt_control.bandits import Bandits
@@ -107,7 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     found: list[dict[str, Any]] = []
     for arms, pulls in SIZES:
         sampler = Bandits(Bandits.Config(arms=arms))

@@ -22,6 +22,7 @@ import torch
 
 from metaopt import plugins
 from metaopt.files import write_json
+from metaopt.process import on_one_core
 from metaopt.study.file import load
 from metaopt.study.trial import Bench, Job
 from metaopt.train import Budget
@@ -52,7 +53,7 @@ BARE = tuple(change for changes in PARTS.values() for change in changes)
 
 def scored(changes: Sequence[str], seed: int, seconds: float, tasks: int) -> list[float]:
     """Meta-train the changed study's default pipeline; return its errors on so many tasks, the same for all."""
-    torch.set_num_threads(1)
+    on_one_core()
     registry = plugins.load()
     bench = Bench(load(STUDY, registry, list(changes)), registry, torch.device("cpu"))
     params = bench.study.space.default("protonet")

@@ -16,6 +16,7 @@ import torch
 
 from metaopt import plugins
 from metaopt.errors import UserError
+from metaopt.process import on_one_core
 from metaopt.study import portfolio, search
 from metaopt.study.file import resolve
 from metaopt.study.trial import Bench
@@ -86,7 +87,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(STUDIES), choices=list(STUDIES), metavar="STUDY")
     parser.add_argument("--to", type=Path, default=portfolio.SHIPPED)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    on_one_core()
     if options.only == list(STUDIES):
         options.to.unlink(missing_ok=True)
     for name in options.only:

@@ -25,6 +25,7 @@ from metaopt import benchmark, plugins
 from metaopt.files import write_json
 from metaopt.learner import Learner
 from metaopt.plugins import Registry
+from metaopt.process import on_one_core
 from metaopt.study.file import resolve
 from metaopt.study.space import section
 from metaopt.study.trial import Bench
@@ -267,7 +268,7 @@ MEASURED: dict[str, Callable[[], Reproduction]] = {
 
 def main(names: Sequence[str]) -> None:
     """Measure what is named, or else all, and write what came of it beside what is there of the others."""
-    torch.set_num_threads(1)
+    on_one_core()
     rows = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     for name in names or MEASURED:
         found = MEASURED[name]()

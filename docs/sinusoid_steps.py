@@ -20,6 +20,7 @@ from metaopt import seeds
 from metaopt.executor import Traced, Vmap
 from metaopt.files import write_json, write_text
 from metaopt.learner import Learner
+from metaopt.process import on_one_core
 from metaopt.task import Pool, TaskBatch, TaskSpec
 from metaopt.train import Budget, Outer, meta_train
 from metaopt_baseline.finetune import FineTune
@@ -182,7 +183,7 @@ def plot(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure all, and write what came of it."""
-    torch.set_num_threads(1)
+    on_one_core()
     found = {}
     for name, contestant in CONTESTANTS.items():
         started = time.process_time()

@@ -793,7 +793,9 @@ def _predict(options: argparse.Namespace) -> int:
 def _torch_device(name: str) -> "torch.device":
     import torch
 
-    torch.set_num_threads(1)  # more threads than free cores can be 50 times slower; use --workers
+    from metaopt import process
+
+    process.on_one_core()
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; leave --device out, or give --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

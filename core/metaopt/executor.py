@@ -1,9 +1,10 @@
 """Run one task's code over many tasks at once.
 
 Executors are interchangeable ways to compute one result. `Loop` runs the tasks one by one and is the reference;
-`Vmap` batches them; `TracedLoop` and `Traced` record what these do and replay it. The gradient is always taken inside
-the batching (`vmap(grad(task))`): in torch 2.13 the other order, `grad(vmap(task))`, gives silently wrong second-order
-gradients behind a convolution and a normalisation.
+`Vmap` batches them; `TracedLoop` and `Traced` record what these do and replay it. The gradient is taken inside the
+batching (`vmap(grad(task))`), as in torch 2.13 the other order gives silently wrong second-order gradients behind a
+convolution and a normalisation. Of learners that take no gradients themselves it is taken outside, `grad(vmap(task))`:
+else each task would have a gradient of its own for every weight, only for their mean to be taken.
 """
 
 import logging
@@ -84,8 +85,7 @@ class Vmap(Executor):
 
     def gradient(self, learner: Learner, batch: TaskBatch) -> tuple[Tensor, Gradients]:
         parameters = {name: parameter.detach() for name, parameter in trainable(learner).items()}
-        gradients, losses = _gradients_by_task(learner, parameters, *batch.tensors())
-        return losses.mean(), {name: gradient.mean(0) for name, gradient in gradients.items()}
+        return _mean_gradient(learner, parameters, *batch.tensors())
 
 
 class Recorder:
@@ -182,8 +182,8 @@ class Traced(Recorder, Executor):
         names = list(trainable(learner))
 
         def run(named: Parameters, *tensors: Tensor) -> Sequence[Tensor]:
-            gradients, losses = _gradients_by_task(learner, named, *tensors)
-            return [losses.mean(), *(gradients[name].mean(0) for name in names)]
+            loss, gradients = _mean_gradient(learner, named, *tensors)
+            return [loss, *(gradients[name] for name in names)]
 
         recorded = self._recorded(learner, "gradient", len(batch), run, batch.tensors(), names)
         if recorded is None:
@@ -288,12 +288,20 @@ def pure(learner: Learner, method: str) -> Callable[..., Tensor | dict[str, Tens
     return run
 
 
-def _gradients_by_task(learner: Learner, parameters: Parameters, *tensors: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each task's gradient of `task_loss` by parameter name, (n_tasks, *shape), and its loss, (n_tasks,)."""
-    one_task = grad_and_value(pure(learner, "task_loss"))
-    every_task = vmap(one_task, in_dims=(None, 0, 0, 0, 0), randomness="different")
-    result: tuple[dict[str, Tensor], Tensor] = every_task(parameters, *tensors)
-    return result
+def _mean_gradient(learner: Learner, parameters: Parameters, *tensors: Tensor) -> tuple[Tensor, Gradients]:
+    """Return the mean over tasks of `task_loss`, and its gradient by parameter name."""
+    loss, in_dims = pure(learner, "task_loss"), (None, *(0 for _ in tensors))
+    if learner.inner_gradients:
+        gradients, losses = vmap(grad_and_value(loss), in_dims=in_dims, randomness="different")(parameters, *tensors)
+        return losses.mean(), {name: gradient.mean(0) for name, gradient in gradients.items()}
+
+    def mean(parameters: Parameters) -> Tensor:
+        losses = vmap(loss, in_dims=in_dims, randomness="different")(parameters, *tensors)
+        assert isinstance(losses, Tensor)
+        return losses.mean()
+
+    gradient, value = grad_and_value(mean)(parameters)
+    return value, gradient
 
 
 class _Call(nn.Module):

@@ -53,6 +53,9 @@ class Learner(nn.Module):
     """Whether it runs the same operators for all tasks of one size; not so where it reads `progress`."""
     batchable: ClassVar[bool] = True
     """Whether `torch.func` can run its code over many tasks at once; where not, they run one by one."""
+    inner_gradients: ClassVar[bool] = True
+    """Whether its code for a task takes gradients itself, as MAML's steps do. Where it says that it does not, those of
+    meta-training are taken of many tasks together, which is several times as fast for recurrent and wide networks."""
     steps: ClassVar[str | None] = None
     """The field of its Config that is the number of steps in which it adapts to a task at meta-test, if it has any."""
     defaults: ClassVar[Mapping[str, Any]] = {}

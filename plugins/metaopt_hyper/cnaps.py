@@ -31,6 +31,7 @@ class CNAPs(Learner):
 
     name = "cnaps"
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

@@ -27,6 +27,7 @@ class HyperHead(Learner):
     name = "hyperhead"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

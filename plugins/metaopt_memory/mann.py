@@ -41,6 +41,7 @@ class MANN(Learner):
     name = "mann"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     order_matters = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3, "outer.tasks_per_step": 16}
     config: "Config"
 

@@ -29,6 +29,7 @@ class SNAIL(Learner):
     name = "snail"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     order_matters = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 3e-3}  # at 0.001 10,420 tasks of Omniglot did not end its plateau
     config: "Config"
 

@@ -25,6 +25,7 @@ class FRN(Learner):
     name = "frn"
     equal_shots = True
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

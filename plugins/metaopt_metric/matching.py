@@ -25,6 +25,7 @@ class MatchingNet(Learner):
     name = "matching"
     any_way = True
     order_matters = True  # in full context
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

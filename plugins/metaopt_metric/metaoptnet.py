@@ -23,6 +23,7 @@ class MetaOptNet(Learner):
 
     name = "metaoptnet"
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

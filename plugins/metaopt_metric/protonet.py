@@ -19,6 +19,7 @@ class ProtoNet(Learner):
 
     name = "protonet"
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

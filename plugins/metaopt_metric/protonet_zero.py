@@ -23,6 +23,7 @@ class ProtoNetZero(Learner):
     name = "protonet_zero"
     supports: ClassVar[Supports] = "descriptions"
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

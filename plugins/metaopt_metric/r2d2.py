@@ -25,6 +25,7 @@ class R2D2(Learner):
     name = "r2d2"
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

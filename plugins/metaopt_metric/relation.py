@@ -27,6 +27,7 @@ class RelationNet(Learner):
 
     name = "relation"
     any_way = True
+    inner_gradients = False
     defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 

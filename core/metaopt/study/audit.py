@@ -161,7 +161,7 @@ def _trials(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Bo
 
 def _finalists(bench: Bench, folder: Path, trials: Sequence[TrialResult], board: Board) -> Iterator[Finding]:
     entries = board["finalists"]
-    best = [one.number for one in leaderboard.ranked(bench, trials)[: bench.study.evaluation.finalists]]
+    best = [one.number for one in leaderboard.candidates(bench, leaderboard.ranked(bench, trials))]
     out = [entry["trial"] for entry in entries if "members" not in entry and entry["trial"] not in best]
     out += [one["trial"] for entry in entries for one in entry.get("members", ()) if one["trial"] not in best]
     yield _verdict("finalists", out, "are of the best trials of the search", "are not")

@@ -25,6 +25,7 @@ import torch
 
 from metaopt.errors import UserError
 from metaopt.graph import record
+from metaopt.process import on_one_core
 from metaopt.study.trial import INTERRUPTED, Bench, Done, Job, TrialResult
 from metaopt.supervise import end_with
 
@@ -207,6 +208,8 @@ class Workers(Crew):
         study = self.bench.study
         limit = study.limits.time or math.inf
         longer = max(1.0, job.n_tasks / study.evaluation.tasks)
+        if job.purpose == "finalists":
+            longer *= study.evaluation.longer
         if job.final:
             sizes = ((job.budget.tasks, study.budget.tasks), (job.budget.cpu_seconds, study.budget.cpu_seconds))
             longer *= next((max(1.0, final / usual) for final, usual in sizes if final and usual), math.inf)
@@ -293,7 +296,7 @@ def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any
         parents_end.close()  # as long as anybody holds it, the line does not end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
     end_with(parent)
-    torch.set_num_threads(1)
+    on_one_core()
     isolated, me, forked = bench.study.isolation == "process", os.getpid(), multiprocessing.RawValue("b", 0)
     if isolated:
         _alone()

@@ -146,8 +146,8 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many tasks score a trial, in how many folds, how many trials are finalists, how often each of these is
-    meta-trained anew, how many fresh tasks score those, and of how many members an ensemble of them may be.
+    """How many tasks score a trial, in how many folds, how many trials are finalists, how often and how long each of
+    these is meta-trained anew, how many fresh tasks score those, and of how many members an ensemble of them may be.
     """
 
     tasks: int = 200
@@ -155,6 +155,9 @@ class Evaluation:
     """0: on the validation pool; otherwise the classes of the train and validation pools take turns in being that."""
     finalists: int = 3
     repeats: int = 1
+    longer: int = 1
+    """How many times as long finalists are meta-trained as in the search. If more than once, as many learners as can be
+    are among them: some gain more from time than others."""
     report_tasks: int = 1000
     ensemble: int = 0
     """Members, of whom one may be there several times; 0 for no ensemble."""
@@ -182,8 +185,8 @@ class Limits:
     """What a trial in a process of its own may take; None for no limit."""
 
     time: float | None = None
-    """Seconds by the wall clock; as many times more for a finalist as it is scored on more tasks, and for the winner as
-    `final` is longer than the budget, or without a limit where the two are not in one unit."""
+    """Seconds by the wall clock; as many times more for a finalist as it is scored on more tasks, and trained longer;
+    for the winner as `final` is longer than the budget, or without a limit where the two are not in one unit."""
     memory: int | None = None
     """Bytes that it may allocate, on the host."""
 
@@ -746,7 +749,8 @@ def _evaluation(top: _Mapping) -> Evaluation:
     if folds == 1:
         evaluation.fail("folds", "one fold leaves nothing to train on; set 2 or more, or 0 for the validation pool")
     # Of one task there is no interval.
-    least = {"tasks": max(2, folds), "folds": 0, "finalists": 1, "repeats": 1, "report_tasks": max(2, folds)}
+    least = {"tasks": max(2, folds), "folds": 0, "finalists": 1, "repeats": 1, "longer": 1,
+             "report_tasks": max(2, folds)}  # fmt: skip
     given = {key: evaluation.get(key, _whole(low), getattr(Evaluation, key)) for key, low in least.items()}
     return Evaluation(**given, ensemble=evaluation.get("ensemble", _members, Evaluation.ensemble))
 

@@ -87,6 +87,20 @@ def ranked(bench: "Bench", results: "Sequence[TrialResult]") -> "list[TrialResul
     return list(best.values())
 
 
+def candidates(bench: "Bench", best: "Sequence[TrialResult]") -> "list[TrialResult]":
+    """Return which of the trials that are best, in their order, are to be finalists.
+
+    Where those are meta-trained longer than trials are, the best of each learner comes before the second of any.
+    """
+    evaluation = bench.study.evaluation
+    first: dict[str, TrialResult] = {}
+    for result in best if evaluation.longer > 1 else ():
+        first.setdefault(result.learner, result)
+    return [*first.values(), *(result for result in best if result is not first.get(result.learner))][
+        : evaluation.finalists
+    ]
+
+
 def front(bench: "Bench", results: "Sequence[TrialResult]") -> "list[TrialResult]":
     """Return the complete trials that no other beats in every objective (Pareto's front), by number.
 
@@ -144,7 +158,7 @@ def build(
         if final:
             entries[0]["final"] = {"trained_tasks": final.trained_tasks, "cpu_seconds": final.cpu_seconds}
     else:
-        best = ranked(bench, results)[: study.evaluation.finalists]
+        best = candidates(bench, ranked(bench, results))
         entries = [_entry(bench, result) | {"fresh": None, "report": None, "behind": None} for result in best]
     by_learner: dict[str, dict[str, Any]] = {}
     for result in ranked(bench, results):
@@ -172,6 +186,7 @@ def build(
             "timeout": study.timeout,
             "finalists": study.evaluation.finalists,
             "repeats": study.evaluation.repeats,
+            "longer": study.evaluation.longer,
             "report_tasks": study.evaluation.report_tasks,
             "ensemble": study.evaluation.ensemble,
         },

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "timeout",
     "evaluation.finalists",
     "evaluation.repeats",
+    "evaluation.longer",
     "evaluation.report_tasks",
     "evaluation.ensemble",
     "prefer",

@@ -156,6 +156,7 @@ def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:
             earlier["limits"].get(key) != getattr(bench.study.evaluation, key)
             for key in ("finalists", "repeats", "report_tasks")
         )
+        or earlier["limits"].get("longer", 1) != bench.study.evaluation.longer
         or earlier["limits"].get("ensemble", 0) != bench.study.evaluation.ensemble
         or earlier.get("prefer", str(bench.study.prefer)) != str(bench.study.prefer)
     ):
@@ -182,7 +183,7 @@ def _search(
         left = bench.study.trials - len(ledger.results) - crew.busy
         while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline and in_time:
             # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
-            limit = min(deadline, now + 0.45 * (end - now))
+            limit = min(deadline, now + 0.9 / (1 + bench.study.evaluation.longer) * (end - now))
             if bench.study.timeout and now + _shortest(ledger) > limit:
                 break
             job = patient(ledger.ask, limit)
@@ -209,20 +210,22 @@ def _reserve(bench: Bench, best: list[TrialResult], crew: Crew) -> float:
     """Return the seconds that finalists and report will take, as far as the best trials tell."""
     if bench.study.timeout is None:
         return 0.0
-    best = best[: bench.study.evaluation.finalists]
+    best = leaderboard.candidates(bench, best)
     if not best:
         return 0.1 * bench.study.timeout
-    n_tasks = bench.study.evaluation.report_tasks
-    while len(best) > 1 and _needed(bench, best, n_tasks, crew) > bench.study.timeout / 3:
+    n_tasks, longer = bench.study.evaluation.report_tasks, bench.study.evaluation.longer
+    while len(best) > 1 and _needed(bench, best, n_tasks, longer, crew) > bench.study.timeout * longer / (longer + 2):
         best = best[:-1]  # a search this short has better things to do
-    return _needed(bench, best, n_tasks, crew)
+    return _needed(bench, best, n_tasks, longer, crew)
 
 
-def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, crew: Crew) -> float:
-    """Return the seconds for meta-training these trials anew, scoring them on so many tasks, and one on test tasks."""
+def _needed(bench: Bench, chosen: list[TrialResult], n_tasks: int, longer: int, crew: Crew) -> float:
+    """Return the seconds for these trials as finalists: meta-trained anew, `longer` times as long, scored on so many
+    tasks, and one on test tasks.
+    """
     scoring = [result.evaluation_seconds / result.tasks * n_tasks for result in chosen]
     each = [
-        bench.study.evaluation.repeats * (result.seconds - result.evaluation_seconds + seconds)
+        bench.study.evaluation.repeats * (longer * (result.seconds - result.evaluation_seconds) + seconds)
         for result, seconds in zip(chosen, scoring, strict=True)
     ]
     last = max(_of_final(bench, result) for result in chosen)
@@ -244,19 +247,23 @@ def _of_final(bench: Bench, result: TrialResult) -> float:
 
 def _fitting(
     bench: Bench, chosen: list[TrialResult], crew: Crew, watcher: Watcher, left: float
-) -> tuple[list[TrialResult], int]:
-    """Return as many finalists as there is time for, one at least, and on how many tasks to score them in it."""
-    n_tasks, n = bench.study.evaluation.report_tasks, len(chosen)
-    while len(chosen) > 1 and _needed(bench, chosen, n_tasks, crew) > left:
+) -> tuple[list[TrialResult], int, int]:
+    """Return as many finalists as there is time for, one at least, on how many tasks to score them in it, and how many
+    times as long as in the search to meta-train them.
+    """
+    n_tasks, n, longer = bench.study.evaluation.report_tasks, len(chosen), bench.study.evaluation.longer
+    while len(chosen) > 1 and _needed(bench, chosen, n_tasks, longer, crew) > left:
         chosen = chosen[:-1]
     if len(chosen) < n:
         watcher.phase(f"time is left for {len(chosen)} of {n} finalists")
-    spare, full = left - _needed(bench, chosen, 0, crew), _needed(bench, chosen, n_tasks, crew)
+    least = min(LEAST_TASKS, n_tasks)
+    while longer > 1 and _needed(bench, chosen, least, longer, crew) > left:
+        longer -= 1
+    none, full = (_needed(bench, chosen, tasks, longer, crew) for tasks in (0, n_tasks))
     if full > left:
-        share = spare / (full - _needed(bench, chosen, 0, crew))
-        n_tasks = max(min(LEAST_TASKS, n_tasks), int(share * n_tasks))
+        n_tasks = max(least, int((left - none) / (full - none) * n_tasks))
         watcher.phase(f"time is left for {n_tasks} of {bench.study.evaluation.report_tasks} fresh tasks")
-    return chosen, n_tasks
+    return chosen, n_tasks, longer
 
 
 def _finalists(
@@ -267,16 +274,19 @@ def _finalists(
     Returns beside them what failed on that way.
     """
     evaluation, folder = bench.study.evaluation, ledger.folder
-    chosen = leaderboard.ranked(bench, ledger.results)[: evaluation.finalists]
+    chosen = leaderboard.candidates(bench, leaderboard.ranked(bench, ledger.results))
     if stopped() or not chosen:
         _refuse_bounds(bench, ledger.results)
         return [], []
-    chosen, n_tasks = _fitting(bench, chosen, crew, watcher, end - time.monotonic())
+    chosen, n_tasks, longer = _fitting(bench, chosen, crew, watcher, end - time.monotonic())
     times = f", {evaluation.repeats} times each" if evaluation.repeats > 1 else ""
+    times += f", {longer} times as long" if longer > 1 else ""
     watcher.phase(f"meta-training {len(chosen)} finalists anew{times}, for {n_tasks} fresh tasks")
     (folder / FINALISTS).mkdir(exist_ok=True)
     waiting = [
-        _again(bench, result, repeat, n_tasks, folder) for result in chosen for repeat in range(evaluation.repeats)
+        _again(bench, result, repeat, n_tasks, longer, folder)
+        for result in chosen
+        for repeat in range(evaluation.repeats)
     ]
     files = {job.seed: job.save_to for job in waiting if job.save_to}
     again = {job.seed: [job] * (ATTEMPTS - 1) for job in waiting}
@@ -371,13 +381,13 @@ def _refuse_bounds(bench: Bench, results: list[TrialResult]) -> None:
             )
 
 
-def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, folder: Path) -> Job:
-    """Return the job that meta-trains a trial's pipeline once more, as long, with a fresh seed, for fresh tasks."""
+def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, longer: int, folder: Path) -> Job:
+    """Return the job that meta-trains a trial's pipeline once more, with a fresh seed, for fresh tasks."""
     return Job(
         number=result.number,
         params=result.params,
         seed=finalist_seed(bench, result.number, repeat),
-        budget=Budget(tasks=result.trained_tasks, planned=result.planned_tasks),
+        budget=Budget(tasks=longer * result.trained_tasks, planned=longer * result.planned_tasks),
         pool=bench.study.search_on,
         purpose="finalists",
         n_tasks=n_tasks,

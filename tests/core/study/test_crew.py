@@ -425,6 +425,14 @@ def test_a_job_scored_on_more_tasks_has_more_time(bench: Bench, isolated: Callab
     assert crew._time(replace(job, n_tasks=5 * tasks)) == 50.0
 
 
+def test_a_finalist_that_is_meta_trained_longer_has_more_time(bench: Bench, isolated: Callable[..., Workers]) -> None:
+    crew, job = isolated(1, time="10s"), job_of(bench, 0)
+    longer = replace(crew.bench.study, evaluation=replace(crew.bench.study.evaluation, longer=4))
+    crew.bench.study = longer
+    assert crew._time(replace(job, n_tasks=1)) == 10.0
+    assert crew._time(replace(job, n_tasks=1, purpose="finalists")) == 40.0
+
+
 def test_a_hanging_job_is_ended_when_the_study_is_interrupted(
     bench: Bench, isolated: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch
 ) -> None:

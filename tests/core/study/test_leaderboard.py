@@ -15,7 +15,7 @@ from metaopt import plugins
 from metaopt.errors import UserError
 from metaopt.study import leaderboard
 from metaopt.study.file import resolve
-from metaopt.study.leaderboard import KEYS, build, interval, number, ranked, read
+from metaopt.study.leaderboard import KEYS, build, candidates, interval, number, ranked, read
 from metaopt.study.search import Finalist
 from metaopt.study.trial import Bench, Done, TrialResult
 from metaopt.train import Scores
@@ -54,6 +54,14 @@ def test_the_best_trial_comes_first_whichever_way_is_better(sampler: str, best: 
     results = [result(bench, n, mean) for n, mean in enumerate((0.5, 0.1, 0.9))]
     first, second, _ = ranked(bench, results)
     assert (first.mean, second.mean) == (best, 0.5)
+
+
+def test_finalists_that_are_meta_trained_longer_are_of_as_many_learners_as_there_are() -> None:
+    usual, longer = (bench_of(evaluation={"finalists": 3, "longer": times}) for times in (1, 2))
+    results = [result(usual, n, mean) for n, mean in enumerate((0.9, 0.8, 0.7))]
+    results.append(result(usual, 3, 0.1, learner="pixels"))
+    assert [one.number for one in candidates(usual, ranked(usual, results))] == [0, 1, 2]
+    assert [one.number for one in candidates(longer, ranked(longer, results))] == [0, 3, 1]
 
 
 def test_only_complete_trials_are_ranked_each_pipeline_once_and_ties_by_number() -> None:

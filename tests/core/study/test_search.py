@@ -694,6 +694,18 @@ def test_finalists_are_meta_trained_as_often_as_asked_and_their_first_model_is_k
     assert first.read_bytes() == (tmp_path / "a" / "best" / "weights.safetensors").read_bytes()
 
 
+def test_finalists_are_of_other_learners_and_meta_trained_longer_where_that_is_asked(lab: Any, tmp_path: Path) -> None:
+    asked = STUDY["evaluation"] | {"finalists": 2, "longer": 3}
+    board = study(tmp_path / "a", trials=6, evaluation=asked)
+    assert {entry["learner"] for entry in board["finalists"]} == {"toy", "protonet"}
+    trained = {result["number"]: result["trained_tasks"] for result in results(tmp_path / "a")}
+    kept = json.loads((tmp_path / "a" / "best" / "config.json").read_text(encoding="utf-8"))
+    assert kept["trained_tasks"] == 3 * trained[kept["trial"]] > 0
+    assert study(tmp_path / "a", trials=6, evaluation=asked) == board, "it is over"
+    shorter = study(tmp_path / "a", trials=6, evaluation=asked | {"longer": 1})
+    assert shorter["limits"]["longer"] == 1
+
+
 def test_every_scoring_of_the_test_pool_is_recorded_the_same_one_once(lab: Any, tmp_path: Path) -> None:
     first = study(tmp_path / "a", trials=2)
     assert first["tested"] == [{"what": "report", "trial": first["finalists"][0]["trial"], "tasks": 40}]
@@ -849,20 +861,24 @@ class Hears(Quiet):
 
 
 @pytest.mark.parametrize(
-    ("left", "finalists", "n_tasks"),
-    [(1000.0, 3, 1000), (60.0, 2, 1000), (42.0, 1, 1000), (20.0, 1, 452), (1.0, 1, 100)],
-)
-def test_finalists_are_as_many_and_scored_on_as_many_tasks_as_there_is_time_for(
-    lab: Any, left: float, finalists: int, n_tasks: int
+    ("asked", "left", "finalists", "n_tasks", "longer"),
+    [
+        (1, 1000.0, 3, 1000, 1), (1, 60.0, 2, 1000, 1), (1, 42.0, 1, 1000, 1), (1, 20.0, 1, 452, 1),
+        (1, 1.0, 1, 100, 1), (3, 1000.0, 3, 1000, 3), (3, 137.0, 3, 1000, 3), (3, 74.0, 1, 1000, 3),
+        (3, 40.0, 1, 404, 3), (3, 30.0, 1, 428, 2), (3, 1.0, 1, 100, 1),
+    ],
+)  # fmt: skip
+def test_finalists_are_as_many_as_long_and_scored_on_as_many_tasks_as_there_is_time_for(
+    lab: Any, asked: int, left: float, finalists: int, n_tasks: int, longer: int
 ) -> None:
-    bench = bench_of(evaluation={"tasks": 200, "finalists": 3, "report_tasks": 1000})
+    bench = bench_of(evaluation={"tasks": 200, "finalists": 3, "longer": asked, "report_tasks": 1000})
     # Ten seconds of training, and ten of scoring fresh tasks, for each; ten of the report for the winner; 5 % to spare.
     trials = [
         TrialResult(n, "complete", "toy", {}, n, seconds=12.0, evaluation_seconds=2.0, tasks=200) for n in range(3)
     ]
     watcher = Hears()
     crew = Alone(bench, lambda *heard: False, lambda: False)
-    chosen, tasks = search._fitting(bench, trials, crew, watcher, left)
-    assert (len(chosen), tasks) == (finalists, n_tasks)
+    chosen, tasks, times = search._fitting(bench, trials, crew, watcher, left)
+    assert (len(chosen), tasks, times) == (finalists, n_tasks, longer)
     assert chosen == trials[:finalists], "the best of them"
     assert bool(watcher.said) == ((finalists, n_tasks) != (3, 1000))
