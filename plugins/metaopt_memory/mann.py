@@ -121,7 +121,8 @@ class MANN(Learner):
         memory = state.memory * (1 - least_used.sum(1))[:, :, None] + write_weights.mT @ keys
 
         # equations 2 to 4: read by content
-        cosines = normalize(keys, dim=-1) @ normalize(memory, dim=-1).mT  # (b, heads, slots)
+        lengths = memory.norm(dim=-1)[:, None].clamp(min=1e-12)  # of slots, (b, 1, slots); of empty ones 0
+        cosines = normalize(keys, dim=-1) @ memory.mT / lengths  # (b, heads, slots)
         read_weights = (self.config.sharpness * cosines).softmax(-1)
         read = (read_weights @ memory).flatten(1)  # (b, heads * slot_size)
         usage = self.config.decay * state.usage + read_weights.sum(1) + write_weights.sum(1)
