@@ -152,7 +152,7 @@ class Recorder:
                 (torch.Size(shape), getattr(torch, dtype.removeprefix("torch.")), torch.device(device))
                 for shape, dtype, device in sizes
             )
-            self.seen[learner, what, n_tasks, training, names, *tensors] = min(n, RECORD_AFTER - 1)
+            self.seen[learner, what, n_tasks, training, names, *tensors] = min(n, self._patience() - 1)
 
 
 class Traced(Recorder, Executor):

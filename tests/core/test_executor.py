@@ -1,6 +1,7 @@
 """Executors are ways to compute one result: each equals the loop, and the loop equals the mathematics."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import dropout
 
+from metaopt import executor as executors
 from metaopt.errors import UserError
-from metaopt.executor import EXECUTORS, Executor, Loop, Vmap, choose, trainable
+from metaopt.executor import EXECUTORS, Executor, Loop, Traced, TracedLoop, Vmap, choose, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.nn import Encoder
 from metaopt.plugins import BUILT_IN, load
@@ -394,6 +396,21 @@ def test_chance_in_a_learner_is_drawn_anew_for_every_task(executor: Executor) ->
     drawn = {tuple(mask.flatten().tolist()) for mask in masks}
     assert {number for mask in drawn for number in mask} == {0.0, 2.0}
     assert len(drawn) == 8
+
+
+@pytest.mark.parametrize("recorder", [Traced, TracedLoop])
+@pytest.mark.parametrize(("calls", "replays"), [(1, False), (7, True)])
+def test_what_was_replayed_before_a_checkpoint_is_replayed_from_the_first_call_after_it(
+    recorder: type[Traced | TracedLoop], calls: int, replays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "RECORD_AFTER", 3)
+    monkeypatch.setattr(executors, "RECORD_LOOP_AFTER", 5)
+    learner, batch, before, after = ADAPTS.build(), tasks(ADAPTS.spec), recorder(), recorder()
+    for _ in range(calls):
+        before.gradient(learner, batch)
+    after.take_up(learner, json.loads(json.dumps(before.calls(learner))))
+    after.gradient(learner, batch)
+    assert bool(before.replays) == bool(after.replays) == replays
 
 
 def test_an_executor_is_chosen_by_its_name() -> None:
