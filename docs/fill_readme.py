@@ -84,8 +84,7 @@ def returns(name: str) -> str:
         cells = [interval(row["returns"][k]) if k in row["returns"] else "–" for k in columns]
         share = row.get("closed")
         closed = [f"{share['low']:.0%} to {share['high']:.0%}" if share else "–"] if gaps else []
-        of_seeds = row["rate"] if isinstance(row["rate"], list) else [row["rate"]]
-        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(of_seeds) if rate) or "–"
+        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(row["rate"]) if rate) or "–"
         rows.append((learner, *cells, *closed, rates, f"{row['cpu_seconds']:,}"))
     return _table(rows, left={0})
 
