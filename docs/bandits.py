@@ -7,6 +7,7 @@ from which the README's table is made: what a pull earns, and by how much more o
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -29,7 +30,7 @@ from metaopt_control.rl2 import RL2
 
 FILE = Path(__file__).parent / "results" / "bandits.json"
 CPU = torch.device("cpu")
-SIZES = ((5, 10), (10, 10), (5, 100), (10, 100))  # arms, pulls
+SIZES = {"5x10": (5, 10), "10x10": (10, 10), "5x100": (5, 100), "10x100": (10, 100)}  # arms, pulls
 TUNING_TASKS, TEST_TASKS = 10_000, 2_000
 CONFIG: dict[str, Any] = {"hidden": 48, "discount": 0.95, "epochs": 4}
 OUTER = Outer(lr=5e-3, schedule="linear", tasks_per_step=128, clip=1.0)
@@ -101,16 +102,22 @@ def chances(sampler: Bandits, pool: Pool, n_tasks: int) -> Tensor:
 
 
 def main() -> None:
-    """Measure all sizes and write what came of it."""
+    """Measure all sizes, or those asked for, and write what came of it; the others' rows are kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--seconds", type=float, default=900, help="of CPU time, for a hundred pulls; a quarter for ten"
     )
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="ARMSxPULLS")
     options = parser.parse_args()
     on_one_core()
-    found: list[dict[str, Any]] = []
-    for arms, pulls in SIZES:
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    if options.sizes != list(SIZES):
+        before = json.loads(FILE.read_text(encoding="utf-8"))
+        if before["seeds"] != options.seeds:
+            parser.error(f"{FILE} is of {before['seeds']} seeds; give as many, or measure all sizes")
+        found = {(row["arms"], row["pulls"]): row for row in before["rows"]}
+    for arms, pulls in (SIZES[size] for size in options.sizes):
         sampler = Bandits(Bandits.Config(arms=arms))
         tuning, test = chances(sampler, "train", TUNING_TASKS), chances(sampler, "test", TEST_TASKS)
         earned, settings = dict[str, Tensor](), dict[str, str]()
@@ -123,7 +130,7 @@ def main() -> None:
         spent = (time.process_time() - started) / options.seeds
         earned["rl2"] = torch.stack(runs).mean(0)
         apart = earned["rl2"] - earned[best]
-        row = {
+        found[arms, pulls] = row = {
             "arms": arms,
             "pulls": pulls,
             "earned": {name: {"mean": float(one.mean()), "ci95": _ci(one)} for name, one in earned.items()},
@@ -132,10 +139,9 @@ def main() -> None:
             "difference": {"mean": float(apart.mean()), "ci95": _ci(apart)},
             "cpu_seconds": round(spent),
         }
-        found.append(row)
         sys.stdout.write(f"{row}\n")
         sys.stdout.flush()
-        write_json(FILE, {"test_tasks": TEST_TASKS, "seeds": options.seeds, "rows": found})
+        write_json(FILE, {"test_tasks": TEST_TASKS, "seeds": options.seeds, "rows": list(found.values())})
 
 
 def _ci(one: Tensor) -> float:

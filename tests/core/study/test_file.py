@@ -183,7 +183,9 @@ def test_what_a_study_file_leaves_out_is_resolved() -> None:
         "trials": 30,
         "timeout": None,
         "budget": {"tasks": 4000},
-        "evaluation": {"tasks": 200, "folds": 0, "finalists": 3, "repeats": 1, "report_tasks": 1000, "ensemble": 0},
+        "evaluation": {
+            "tasks": 200, "folds": 0, "finalists": 3, "repeats": 1, "longer": 1, "report_tasks": 1000, "ensemble": 0,
+        },
             "final": None,
         "strategy": "bandit",
         "sampler": "tpe",
