@@ -219,7 +219,8 @@ def test_time_for_the_final_training_is_kept_free(file: Path) -> None:
         idle, busy = 1, 0
 
     training = result.seconds - result.evaluation_seconds
-    more = _needed(bench, [result], 23, 1, OneWorker()) - _needed(without, [result], 23, 1, OneWorker())  # type: ignore[arg-type]
+    crew: Any = OneWorker()
+    more = _needed(bench, [result], 23, 1, crew) - _needed(without, [result], 23, 1, crew)
     assert more == pytest.approx(1.05 * 120 / 50 * training)
 
 
