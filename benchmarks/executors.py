@@ -2,22 +2,28 @@
 
     make bench-executors                                   # of every learner: ten minutes of an idle machine
     python benchmarks/executors.py pictures protonet maml  # of some, on pictures, on vectors or on curves
+    python benchmarks/executors.py pictures --width 64 --pool max
 
 A step of meta-training on 4 tasks with a learner's defaults, recorded beforehand where the executor records. They take
 turns; numbers are milliseconds of CPU time a task, the least of all turns. `lost` is how many times as long as the
 fastest what `auto` takes needs.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch.nn import Module
 
 from metaopt import executor, plugins
+from metaopt.errors import UserError
 from metaopt.executor import EXECUTORS, choose
 from metaopt.learner import Learner
 from metaopt.process import on_one_core
+from metaopt.task import TaskSampler
 from metaopt.train import draw_batch
 from metaopt_encoders.conv4 import Conv4
 from metaopt_encoders.mlp import MLP
@@ -26,7 +32,7 @@ from metaopt_tasks.glyphs import Glyphs
 from metaopt_tasks.sinusoid import Sinusoid
 
 N_TASKS, TURNS = 4, 5
-EXAMPLES = {
+EXAMPLES: dict[str, tuple[TaskSampler, tuple[int, int, int], type[Module], Any]] = {
     "pictures": (Glyphs(Glyphs.Config(train_classes=50)), (5, 1, 15), Conv4, Conv4.Config(width=32, pool="stride")),
     "vectors": (Gaussian(Gaussian.Config()), (5, 1, 15), MLP, MLP.Config()),
     "curves": (Sinusoid(Sinusoid.Config()), (1, 10, 10), MLP, MLP.Config()),
@@ -65,17 +71,27 @@ def milliseconds(cls: type[Learner], examples: str) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXAMPLES)}, and of learners; all where there are none")
+    parser.add_argument("--width", type=int, default=32, help="of the convolutions")
+    parser.add_argument("--pool", default="stride", choices=["stride", "max"], help="how they halve a picture")
+    options = parser.parse_args()
+    sampler, size, encoder, config = EXAMPLES["pictures"]
+    EXAMPLES["pictures"] = sampler, size, encoder, replace(config, width=options.width, pool=options.pool)
     on_one_core()
     executor.RECORD_AFTER = executor.RECORD_LOOP_AFTER = 2
-    asked = sys.argv[1:]
+    asked = set(options.names)
     print(f"{'ms a task':<28}" + "".join(f"{name:>13}" for name in EXECUTORS) + f"{'auto':>13} {'lost':>6}")
     for examples in [one for one in EXAMPLES if one in asked] or EXAMPLES:
         spec = EXAMPLES[examples][0].spec(*EXAMPLES[examples][1])
         for name, cls in sorted(plugins.load().learners.items()):
-            learns = spec.kind in cls.kinds and cls.trains_on == "tasks"
-            if not learns or (set(asked) - set(EXAMPLES) and name not in asked):
+            learns = spec.kind in cls.kinds and cls.trains_on == "tasks" and cls.supports == "examples"
+            if not learns or (asked - EXAMPLES.keys() and name not in asked):
                 continue
-            found, auto = milliseconds(cls, examples), choose("auto", spec).name
+            try:
+                found, auto = milliseconds(cls, examples), choose("auto", spec).name
+            except UserError:  # an encoder does not suit every learner
+                continue
             cells = "".join(f"{found[one]:>13.2f}" if one in found else f"{'–':>13}" for one in EXECUTORS)
             print(
                 f"{examples + ', ' + name:<28}{cells}{auto:>13} {found[auto] / min(found.values()):>6.2f}", flush=True

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -176,34 +176,45 @@ def _search(
     stopped: Callable[[], bool],
     end: float,
 ) -> None:
-    in_time = set(bench.study.space.learners)
-    """Learners of which no trial ran out of time: while there is one, another trial may come to its end."""
+    settled = bench.study.space.settled()
+    in_time = set(bench.study.space.learners) - {one.learner for one in ledger.results if one.learner in settled}
+    """Learners that may have another trial and of which none ran out of time: one of them may come to its end."""
+    too_slow = set[str]()
     while True:
         deadline = end - _reserve(bench, ledger.best(), crew)
         left = bench.study.trials - len(ledger.results) - crew.busy
         while crew.idle and left > 0 and not stopped() and (now := time.monotonic()) < deadline and in_time:
             # A trial that becomes a finalist is meta-trained once more, so it may take half of the time at most.
             limit = min(deadline, now + 0.9 / (1 + bench.study.evaluation.longer) * (end - now))
-            if bench.study.timeout and now + _shortest(ledger) > limit:
+            if bench.study.timeout and now + _shortest(ledger, settled) > limit:
                 break
             job = patient(ledger.ask, limit)
             watcher.started(job)
             crew.start(job)
             left -= 1
         if not crew.busy:
-            return
+            break
         for done in crew.wait():
             if done.result.reason == TIMEOUT:
-                in_time.discard(done.result.learner)
+                too_slow.add(done.result.learner)
+            in_time -= too_slow | (settled & {done.result.learner})
             if patient(ledger.tell, done):
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)
+    if too_slow and not in_time:
+        log.warning(
+            "%s: the timeout of %g s is too short for a trial of %s; give a longer one, or trials a smaller budget",
+            bench.study.name, bench.study.timeout, ", ".join(sorted(too_slow)),
+        )  # fmt: skip
 
 
-def _shortest(ledger: Ledger) -> float:
-    """Return the seconds of the shortest trial that came to its end; 0 where there is none."""
-    return min((result.seconds for result in ledger.results if result.state == "complete"), default=0.0)
+def _shortest(ledger: Ledger, settled: Collection[str]) -> float:
+    """Return the seconds of the shortest trial that came to its end, of learners that have more than one; 0 where there
+    is none.
+    """
+    ended = (one for one in ledger.results if one.state == "complete" and one.learner not in settled)
+    return min((one.seconds for one in ended), default=0.0)
 
 
 def _reserve(bench: Bench, best: list[TrialResult], crew: Crew) -> float:

@@ -603,6 +603,7 @@ def test_a_study_all_of_whose_finalists_fail_has_failed_and_was_not_interrupted(
 
 def test_a_timeout_is_kept_and_leaves_a_leaderboard(lab: Any, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"trials": 10_000, "timeout": 4, "learners": ["toy", "protonet"]}
+    study(tmp_path / "before", trials=2)  # the first trial of a process may take seconds, by which others are judged
     began = time.monotonic()
     board = study(tmp_path / "a", **changes)
     assert time.monotonic() - began < 30, "it heeds its time"
@@ -633,6 +634,18 @@ def test_a_learner_that_is_too_slow_leaves_the_rest_of_the_time_to_the_others(la
     assert tried[0] == ("sluggish", "timeout")
     assert [learner for learner, _ in tried[1:]] == ["toy"] * (len(tried) - 1)
     assert (board["status"], board["finalists"][0]["learner"]) == ("finished", "toy")
+
+
+def test_a_learner_with_nothing_to_search_keeps_no_others_trying_in_vain(
+    lab: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = study(tmp_path / "a", learners=["pixels", "sluggish"], timeout=6, trials=1000, budget={"tasks": 400})
+    tried = [(result["learner"], result["reason"]) for result in results(tmp_path / "a")]
+    assert tried == [("pixels", None), ("sluggish", "timeout")]
+    assert (board["status"], board["finalists"][0]["learner"]) == ("finished", "pixels")
+    assert [record.message for record in caplog.records if "timeout" in record.message] == [
+        "s: the timeout of 6 s is too short for a trial of sluggish; give a longer one, or trials a smaller budget"
+    ]
 
 
 # Pruning
