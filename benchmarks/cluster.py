@@ -86,6 +86,13 @@ STUDY: dict[str, Any] = {
 }
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Postgres:
     """A PostgreSQL server on loopback, in a folder that is gone with it. As root it runs as nobody, as it must."""
 
@@ -98,9 +105,7 @@ class Postgres:
         self.user = "nobody" if os.geteuid() == 0 else None
         if self.user:
             shutil.chown(self.folder, self.user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._run("initdb", "-A", "trust", "-U", "metaopt", "-D", self.folder / "data")
         self.start()
 
@@ -296,7 +301,7 @@ def finished(url: str, name: str) -> list[tuple[str, int]]:
     """Return the state of every trial in the storage and how many times it was begun."""
     import optuna
 
-    from metaopt.study.shared import open_store
+    from metaopt.study.stores import open_store
 
     store = open_store(url, name)
     trials = optuna.load_study(study_name=name, storage=store.storage).trials
@@ -310,12 +315,12 @@ def locked(root: Path, url: str, trials: int = 200) -> float:
     import torch
 
     from metaopt import plugins
-    from metaopt.study import file, shared
+    from metaopt.study import file, shared, stores
     from metaopt.study.trial import Bench
 
     registry = plugins.load()
     study = file.resolve(STUDY | {"name": f"locked-{time.time_ns()}", "trials": trials}, "the study", registry)
-    bench, store, held = Bench(study, registry, torch.device("cpu")), shared.open_store(url, study.name, new=True), []
+    bench, store, held = Bench(study, registry, torch.device("cpu")), stores.open_store(url, study.name, new=True), []
 
     @contextmanager
     def timed() -> Iterator[None]:

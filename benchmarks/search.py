@@ -8,8 +8,8 @@ the best there is, in points. All strategies see the same worlds. Nothing here i
 
     python benchmarks/search.py [--worlds 40] [--json FILE]
 
-SMAC3 joins where it is installed: `make bench-search` runs this in an environment of its own that has it. Its facade for
-hyperparameters has its own first trials, which are not the learners' defaults.
+SMAC3 joins where it is installed: `make bench-search` runs this in an environment of its own that has it. Its facade
+for hyperparameters has its own first trials, which are not the learners' defaults.
 """
 
 import argparse

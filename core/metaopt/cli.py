@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,11 @@ def _worker_arguments(commands: Any) -> None:
     worker.add_argument("--quiet", action="store_true", help="no line for each trial")
     _device(worker)
 
+    proxy = _command(commands, "proxy", _proxy, "answer for a database to workers that cannot reach it, until stopped")
+    _shared_storage(proxy)
+    proxy.add_argument("--host", default="localhost", metavar="HOST", help="to listen on (default: localhost)")
+    proxy.add_argument("--port", type=_count, default=13000, metavar="PORT", help="default: 13000")
+
 
 def _launch_arguments(commands: Any) -> None:
     engines = _group(commands, "launch", "start workers on a cluster: Dask, Ray or Slurm")
@@ -199,8 +205,8 @@ def _shared_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="URL",
-        help="postgresql+psycopg://USER@HOST/DATABASE, or the path of a journal file, /shared/journal.log (default: "
-        "$METAOPT_STORAGE)",
+        help="postgresql+psycopg://USER@HOST/DATABASE, the path of a journal file, /shared/journal.log, or of a proxy "
+        "grpc://HOST:PORT (default: $METAOPT_STORAGE)",
     )
 
 
@@ -475,16 +481,29 @@ def _worker(options: argparse.Namespace) -> int:
     supervise.end_with(int(watched_by))
     del os.environ[supervise.SUPERVISED]
     from metaopt import terminal
-    from metaopt.study import shared, worker
+    from metaopt.study import stores, worker
 
     device = _torch_device(options.device)
     with _Interrupt() as interrupt, terminal.watcher(quiet=options.quiet) as watcher:
-        beat = options.beat or shared.BEAT
+        beat = options.beat or stores.BEAT
         finished = worker.work(url, options.study, device, watcher, lambda: interrupt.came, beat=beat)
     if not options.quiet:
         done = "stopped; its trial is put back" if interrupt.came else f"every trial of {options.study} is done"
         print(f"{done}; this worker finished {finished}", file=sys.stderr)  # noqa: T201 - what a command says
     return INTERRUPTED if interrupt.came else 0
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    from metaopt.study import proxy
+
+    stop = proxy.serve(_url(options), options.host, options.port)
+    where = f"grpc://{options.host}:{options.port}"
+    print(f"workers find the storage at {where}; Ctrl-C ends it", file=sys.stderr)  # noqa: T201 - what a command says
+    with _Interrupt() as interrupt:
+        while not interrupt.came:
+            time.sleep(0.2)
+    stop()
+    return 0
 
 
 def _launch(options: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from metaopt.study import search, tested, worker
 from metaopt.study.folder import owned
 from metaopt.study.ledger import SCORES, write_scores
 from metaopt.study.patience import Patient
-from metaopt.study.shared import Shared, is_expired, kept_scores, open_store
+from metaopt.study.shared import Shared, is_expired, kept_scores
+from metaopt.study.stores import open_store
 from metaopt.study.trial import Bench, TrialResult
 
 

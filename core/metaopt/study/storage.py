@@ -108,6 +108,11 @@ def is_journal(url: str) -> bool:
     return "://" not in url and url.endswith(".log")
 
 
+def is_proxy(url: str) -> bool:
+    """Tell whether what `--storage` was given is the address of a `metaopt proxy`."""
+    return url.startswith("grpc://")
+
+
 def with_driver(url: str) -> str:
     """Return a URL of PostgreSQL with the driver that the extra [postgres] brings, where it names none."""
     scheme, sign, rest = url.partition("://")
@@ -131,6 +136,10 @@ def open_storage(folder: Path, url: str | None = None) -> BaseStorage:
     A `url` that is the path of a file `….log` is that of a journal, as workers on several machines share one.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if url and is_proxy(url):
+        from metaopt.study import proxy
+
+        return proxy.Client.at(url)
     if url and not is_journal(url):
         try:
             storage = optuna.storages.get_storage(with_driver(url))

@@ -22,7 +22,8 @@ from metaopt.errors import UserError
 from metaopt.study import crew, file, versions
 from metaopt.study.patience import AWAY, Patient
 from metaopt.study.search import Watcher
-from metaopt.study.shared import BEAT, Shared, Store, open_store
+from metaopt.study.shared import Shared
+from metaopt.study.stores import BEAT, Store, open_store
 from metaopt.study.trial import Bench
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,21 @@ def postgres() -> Iterator[Any]:
     server.close()
 
 
-@pytest.fixture(params=["journal", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["journal", "postgres", "proxy"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Return a storage with nothing in it, of each kind that workers share."""
     if request.param == "journal":
-        return str(tmp_path / "shared.log")
+        yield str(tmp_path / "shared.log")
+        return
     server = request.getfixturevalue("postgres")
     server.empty()
-    found: str = server.url
-    return found
+    if request.param == "postgres":
+        yield server.url
+        return
+    pytest.importorskip("grpc", reason="needs the extra [grpc]")
+    from metaopt.study import proxy
+
+    port = cluster.free_port()
+    stop = proxy.serve(server.url, "127.0.0.1", port)
+    yield f"grpc://127.0.0.1:{port}"
+    stop()

@@ -9,9 +9,9 @@ import pytest
 
 from metaopt.errors import UserError
 from metaopt.study import cluster, patience
-from metaopt.study.patience import Patient
-from metaopt.study.shared import UnansweredError, open_store
+from metaopt.study.patience import Patient, UnansweredError
 from metaopt.study.storage import open_storage
+from metaopt.study.stores import open_store
 
 
 def test_what_needs_the_storage_is_tried_again_until_it_answers(

@@ -17,13 +17,14 @@ from optuna.trial import TrialState
 from metaopt import plugins
 from metaopt.errors import UserError
 from metaopt.study import cluster as shared_studies
-from metaopt.study import shared
+from metaopt.study import stores
 from metaopt.study.crew import LOST
 from metaopt.study.file import resolve
 from metaopt.study.ledger import ATTEMPTS, Ledger
 from metaopt.study.patience import AWAY, LockLostError
-from metaopt.study.shared import SILENT, Shared, Store, open_store
+from metaopt.study.shared import SILENT, Shared
 from metaopt.study.storage import open_storage
+from metaopt.study.stores import Store, open_store
 from metaopt.study.trial import INTERRUPTED, TIMEOUT, Bench, Done, Job, TrialResult
 
 REGISTRY = plugins.load()
@@ -417,6 +418,8 @@ def test_a_study_over_another_space_is_refused(worker: Workers) -> None:
         ("sqlite:///a.db", "--storage: many workers share a PostgreSQL database (postgresql+psycopg://USER@HOST/"),
         ("nonsense", "--storage: many workers share a PostgreSQL database"),
         ("/no/such/folder/journal.log", "--storage: there is no folder /no/such/folder; make it"),
+        ("grpc://", "--storage: grpc:// is no address of a proxy; give one as grpc://HOST:13000"),
+        ("grpc://h:99999", "--storage: grpc://h:99999 is no address of a proxy"),
         ("missing.log", "--storage: there is no file missing.log; `metaopt study create` makes it"),
         ("postgresql://me:hunter2@127.0.0.1:1/x", "--storage: cannot open that storage ("),
     ],
@@ -432,6 +435,6 @@ def test_what_cannot_be_shared_is_refused_in_a_sentence(url: str, said: str) -> 
 
 
 def test_without_a_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "find_spec", lambda name: None)
+    monkeypatch.setattr(stores, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'metaopt-fewshot\[postgres\]'$"):
         open_store("postgresql://localhost/x", "s")
