@@ -2,8 +2,8 @@
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
 learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder,
-sentences of unseen classes, speed beside peers, faults that were provoked, inputs that were tried, a command, or a
-source file. tests/test_readme.py fails where a block is not what its source gives.
+what the search is worth, sentences of unseen classes, speed beside peers, faults that were provoked, inputs that were
+tried, a command, or a source file. tests/test_readme.py fails where a block is not what its source gives.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from metaopt.study.leaderboard import interval, number
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(<!-- "
-    r"(leaderboard|zoo|steps|returns|bandits|search|figures|challenge|ladder|sentences|speed|torture|fuzz|command|source)"
+    r"(leaderboard|zoo|steps|returns|bandits|search|figures|challenge|ladder|worth|sentences|speed|torture|fuzz|command|"
+    r"source)"
     r" "
     r"(\S.*?) -->\n"
     r"```\w*\n)"
@@ -172,6 +173,19 @@ def ladder(name: str) -> str:
     return f"% errors of the whole: {whole}; without any of its parts: {bare}\n" + _table(table, left={0})
 
 
+def worth(name: str) -> str:
+    """Return a table of what docs/worth.py found: the search beside learners at their defaults in the same time."""
+    seeds = _board(name)["seeds"]
+    learners = list(seeds[0]["others"])
+    rows = [("accuracy in %, seed", "CPU s", "the search", "of", "ahead of the best", *learners)]
+    for row in seeds:
+        found, best = row["search"], max(row["others"][one]["test"] for one in learners)
+        cells = [f"{100 * one['test']:.1f} ± {100 * one['ci95']:.1f}" for one in (found, *row["others"].values())]
+        ahead = f"{100 * (found['test'] - best):+.1f}"
+        rows.append((str(row["seed"]), f"{found['cpu_seconds']}", cells[0], found["learner"], ahead, *cells[1:]))
+    return _table(rows, left={0, 3})
+
+
 def sentences(name: str) -> str:
     """Return a table of accuracies that docs/clinc.py found, beside those of the fixed features."""
     found = _board(name)["splits"]
@@ -271,6 +285,7 @@ SOURCES: dict[str, Callable[[str], str]] = {
     "figures": figures,
     "challenge": challenge,
     "ladder": ladder,
+    "worth": worth,
     "sentences": sentences,
     "speed": speed,
     "torture": torture,

@@ -3,9 +3,7 @@
 studies/omniglot-pipeline.yaml is run as a user would run it, from several seeds. Then each learner is meta-trained at
 its defaults on the tasks of studies/omniglot-minimal.yaml, which are the same, from the same seed, for as many CPU
 seconds as that whole study took, its trials, finalists and evaluations included; what it costs to score it is not
-counted against it. "first pipeline" is the one that the study begins with, ProtoNet with all ranges at their defaults,
-meta-trained as long: what the ranges are worth without the search. At last all winners are scored once more, on as many
-tasks of the alphabet that none was shown.
+counted against it. At last all winners are scored once more, on as many tasks of the alphabet that none was shown.
 
 What a contender came to is kept in its folder, and not measured again. Writes docs/results/worth.json, from which the
 README's table is made.
@@ -25,7 +23,7 @@ from metaopt.files import write_json
 
 FILE = Path(__file__).parent / "results" / "worth.json"
 STUDIES = Path(__file__).parents[1] / "studies"
-SEARCH, FIRST = "search", "first pipeline"
+SEARCH = "search"
 LEARNERS = ("protonet", "r2d2", "pixels")
 TASKS = 600
 
@@ -62,8 +60,6 @@ def contenders(seed: int, folder: Path) -> Iterator[tuple[str, Path, str, tuple[
     for name in LEARNERS:
         run = folder / f"{name}-{seed}"
         yield name, run, "omniglot-minimal.yaml", (*alone, f"learners=[{name}]", "timeout=null")
-    first = "learners={protonet: {distance: euclidean, temperature: {low: 30, high: 100}}}"
-    yield FIRST, folder / f"first-{seed}", "omniglot-pipeline.yaml", (*alone, first)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import GrpcStorageProxy
 
@@ -166,6 +167,7 @@ class Client(GrpcStorageProxy, grpc.UnaryUnaryClientInterceptor):  # type: ignor
             host = port = None
         if not host or not port:
             raise UserError(f"--storage: {url} is no address of a proxy; give one as grpc://HOST:{PORT}")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         client = cls(host, port)
         try:
             client.wait_server_ready(timeout=seconds)
