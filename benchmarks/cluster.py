@@ -236,10 +236,12 @@ def run(
     restart: Iterator[None] | None = None,
     restart_at: tuple[float, ...] = (),
     seed: int = 0,
+    by: str | None = None,
 ) -> Row:
     """Run a study with so many workers to its end; kill one of them every few seconds, and put another in its place.
 
-    `restart` takes the database away and brings it back, when so large a share of the trials is done.
+    `restart` takes the database away and brings it back, when so large a share of the trials is done. With `by`, the
+    address of a proxy, workers go through that.
     """
     from metaopt import cli
     from metaopt.study import cluster
@@ -251,6 +253,7 @@ def run(
     os.environ |= {"METAOPT_STORAGE": url, "METAOPT_CLUSTER_LOG": str(told)}
     told.touch()
     assert cli.main(["study", "create", str(file), "--json"]) == 0
+    os.environ["METAOPT_STORAGE"] = by or url
     arguments = ["worker", "--study", name, "--quiet", "--beat", str(beat)]
     draw, began, killed, restarts, started_again = random.Random(seed), time.monotonic(), 0, 0, 0
     crowd = [begin(arguments, out) for _ in range(workers)]
@@ -281,7 +284,7 @@ def run(
     [now] = cluster.status(url, name)["studies"]
     told_of = Counter(told.read_text().split())
     kept = finished(url, name)
-    kind = "PostgreSQL" if "://" in url else "journal file"
+    kind = "by a proxy" if by else "PostgreSQL" if "://" in url else "journal file"
     return Row(
         storage=kind,
         workers=workers,
@@ -356,6 +359,38 @@ def taken_away(postgres: Postgres) -> Iterator[None]:
             yield
 
 
+class Proxy:
+    """A `metaopt proxy` before a database, a process of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.port = free_port()
+        self.environment = os.environ | {"METAOPT_STORAGE": url}
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "metaopt", "proxy", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        said = self.process.stderr.readline()
+        assert said.startswith("workers find the storage"), said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def killed(self) -> Iterator[None]:
+        """Kill it, and start another in its place, each time."""
+        while True:
+            self.kill()
+            time.sleep(2)
+            self.start()
+            yield
+
+
 def shown(rows: list[Row]) -> str:
     """Return the rows as a table."""
     head = ["storage", "workers", "trials", "done", "doubled", "failed", "killed", "begun again", "restarts", "seconds"]
@@ -385,7 +420,7 @@ def table(head: list[str], cells: list[list[str]]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--part", choices=["faults", "large", "speed", "all"], default="all")
+    options.add_argument("--part", choices=["faults", "proxy", "large", "speed", "all"], default="all")
     options.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="of the part speed")
     options.add_argument("--trials", type=int, default=20, help="a worker, at least 100 in all, of the part speed")
     options.add_argument("--json", type=Path, help="write the figures there")
@@ -404,6 +439,15 @@ def main() -> None:
                 print(shown([each]), flush=True)
             print(shown(rows), flush=True)
             found["faults"] = [asdict(row) for row in rows]
+        if chosen.part in {"proxy", "all"}:
+            proxy = Proxy(postgres.url)
+            row = run(
+                root, postgres.url, workers=16, trials=500, beat=2.0, seconds=0.2, kill_every=2.0,
+                restart=proxy.killed(), restart_at=(0.33, 0.67), by=proxy.url,
+            )  # fmt: skip
+            proxy.kill()
+            print(shown([row]), flush=True)
+            found["proxy"] = asdict(row)
         if chosen.part in {"large", "all"}:
             row = run(root, postgres.url, workers=64, trials=2000, beat=10.0, kill_every=10.0)
             print(shown([row]), flush=True)
