@@ -1,6 +1,7 @@
 """The leaderboard tells what was found, and nothing that was not."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -202,3 +203,15 @@ def test_a_score_is_written_with_four_digits(value: float, written: str) -> None
 def test_an_interval_is_a_score_and_its_half_width_or_a_dash() -> None:
     assert interval({"mean": 0.97312, "ci95": 0.0123}) == "0.9731 ± 0.0123"
     assert interval(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "written"),
+    [
+        (167.41, 4.2852, "167.4 ± 4.3"), (196.0, 0.1416, "196.0 ± 0.1"), (-15.757, 0.7028, "-15.76 ± 0.70"),
+        (9.9, 12.0, "9.9000 ± 12"), (1234.5, 3.21, "1234 ± 3"), (4.1e15, 2e15, "4.1e+15 ± 2e+15"),
+        (50.0, math.nan, "50 ± nan"), (math.nan, 1.0, "nan ± 1.0000"), (20.0, 1e300, "20 ± 1e+300"),
+    ],
+)  # fmt: skip
+def test_an_interval_of_a_large_score_is_written_to_the_same_place(mean: float, ci95: float, written: str) -> None:
+    assert interval({"mean": mean, "ci95": ci95}) == written
