@@ -202,7 +202,7 @@ def _search(
                 bench.registry.trial_finished(done.result, bench.study.to_dict(), ledger.folder)
                 best = next(iter(ledger.best()), None)
                 watcher.finished(done.result, best)
-    if too_slow and not in_time:
+    if too_slow and in_time <= settled:
         log.warning(
             "%s: the timeout of %g s is too short for a trial of %s; give a longer one, or trials a smaller budget",
             bench.study.name, bench.study.timeout, ", ".join(sorted(too_slow)),
