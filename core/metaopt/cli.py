@@ -175,8 +175,8 @@ def _worker_arguments(commands: Any) -> None:
 
     proxy = _command(commands, "proxy", _proxy, "answer for a database to workers that cannot reach it, until stopped")
     _shared_storage(proxy)
-    proxy.add_argument("--host", default="localhost", metavar="HOST", help="to listen on (default: localhost)")
-    proxy.add_argument("--port", type=_count, default=13000, metavar="PORT", help="default: 13000")
+    proxy.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
+    proxy.add_argument("--port", type=_port, default=13000, metavar="N", help="default: 13000")
 
 
 def _launch_arguments(commands: Any) -> None:
@@ -496,8 +496,8 @@ def _worker(options: argparse.Namespace) -> int:
 def _proxy(options: argparse.Namespace) -> int:
     from metaopt.study import proxy
 
-    stop = proxy.serve(_url(options), options.host, options.port)
-    where = f"grpc://{options.host}:{options.port}"
+    port, stop = proxy.serve(_url(options), options.host, options.port)
+    where = f"grpc://{options.host}:{port}"
     print(f"workers find the storage at {where}; Ctrl-C ends it", file=sys.stderr)  # noqa: T201 - what a command says
     with _Interrupt() as interrupt:
         while not interrupt.came:

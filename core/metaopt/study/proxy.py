@@ -40,6 +40,10 @@ PORT = 13000
 SERVICE, HOLD = "metaopt.Lock", "Hold"
 HELD = "metaopt-hold"
 """The metadata of a call by which a holder of the lock names that."""
+LEASE = LOCK_SECONDS
+"""For which one caller holds a lock at most: one that is cut off from the network does not give it back."""
+WAITS, ANSWERS = 3 * LOCK_SECONDS, 2 * LOCK_SECONDS
+"""Seconds for which a caller waits for a lock, its lease included, and for any other answer, which may wait for one."""
 THREADS = 1000
 """Calls at the same time, at most: a worker that waits for the lock is one."""
 TRANSIENT = {
@@ -49,8 +53,8 @@ TRANSIENT = {
 """What a call ends with where proxy or database do not answer; UNKNOWN is what the storage raised there."""
 
 
-def serve(url: str, host: str, port: int) -> Callable[[], None]:
-    """Answer for the database at `url` until what is returned is called.
+def serve(url: str, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Answer for the database at `url`; return the port and what ends it. Port 0 takes any free one.
 
     Raises UserError where the database cannot be opened, or the port is not free.
     """
@@ -66,10 +70,12 @@ def serve(url: str, host: str, port: int) -> Callable[[], None]:
     hold = grpc.unary_stream_rpc_method_handler(locks.hold)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {HOLD: hold})])
     try:
-        server.add_insecure_port(f"{host}:{port}")
+        port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
         close()
-        raise UserError(f"--port: cannot listen on {host}:{port}; is a proxy there already? Give another") from None
+        raise UserError(
+            f"cannot listen at {host}, port {port}; give another with --port, or 0 for any free one, or another --host"
+        ) from None
     server.start()
 
     def stop() -> None:
@@ -77,7 +83,7 @@ def serve(url: str, host: str, port: int) -> Callable[[], None]:
         locks.wait()
         close()
 
-    return stop
+    return port, stop
 
 
 class _Locks(grpc.ServerInterceptor):  # type: ignore[misc] # without types
@@ -90,7 +96,7 @@ class _Locks(grpc.ServerInterceptor):  # type: ignore[misc] # without types
         self.keepers: set[threading.Thread] = set()
 
     def hold(self, request: bytes, context: Any) -> Iterator[bytes]:
-        """Take a study's lock and say so; give it back when the caller ends the call or dies, or after LOCK_SECONDS."""
+        """Take a study's lock and say so; give it back when the caller ends the call or dies, or after LEASE."""
         study, name = json.loads(request)
         over, tried = threading.Event(), threading.Event()
         if not context.add_callback(over.set):
@@ -102,7 +108,7 @@ class _Locks(grpc.ServerInterceptor):  # type: ignore[misc] # without types
         if name not in self.writing:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the database gave no lock")
         yield b""
-        over.wait(LOCK_SECONDS)
+        over.wait(LEASE)
 
     def _keep(self, study: str, name: str, tried: threading.Event, over: threading.Event) -> None:
         try:
@@ -111,7 +117,7 @@ class _Locks(grpc.ServerInterceptor):  # type: ignore[misc] # without types
                     return
                 self.writing[name] = threading.Lock()
                 tried.set()
-                over.wait(LOCK_SECONDS)
+                over.wait(LEASE)
                 with self.writing[name]:
                     del self.writing[name]
         except AWAY:
@@ -123,7 +129,7 @@ class _Locks(grpc.ServerInterceptor):  # type: ignore[misc] # without types
     def wait(self) -> None:
         """Wait until all locks are given back, whose calls have ended."""
         for keeper in list(self.keepers):
-            keeper.join(LOCK_SECONDS)
+            keeper.join(LEASE)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """Let a call that names a lock through while that is held."""
@@ -145,7 +151,7 @@ class _Details(
     namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
     grpc.ClientCallDetails,  # type: ignore[misc] # without types
 ):
-    pass
+    """What a call is made with; gRPC has no class of its own that can be made."""
 
 
 class Client(GrpcStorageProxy, grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc] # without types
@@ -191,7 +197,7 @@ class Client(GrpcStorageProxy, grpc.UnaryUnaryClientInterceptor):  # type: ignor
         """Hold the lock of the study of that name."""
         with self.threads:
             name = uuid.uuid4().hex
-            call = self._hold(json.dumps([study, name]).encode(), timeout=3 * LOCK_SECONDS)
+            call = self._hold(json.dumps([study, name]).encode(), timeout=WAITS)
             try:
                 next(call)
             except grpc.RpcError as error:
@@ -209,7 +215,7 @@ class Client(GrpcStorageProxy, grpc.UnaryUnaryClientInterceptor):  # type: ignor
         if by := getattr(self.held, "by", None):
             metadata.append((HELD, by))
         call = continuation(
-            _Details(details.method, 2 * LOCK_SECONDS, metadata, details.credentials, details.wait_for_ready,
+            _Details(details.method, ANSWERS, metadata, details.credentials, details.wait_for_ready,
                      details.compression), request,
         )  # fmt: skip
         if call.code() in TRANSIENT:

@@ -36,7 +36,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("grpc", reason="needs the extra [grpc]")
     from metaopt.study import proxy
 
-    port = cluster.free_port()
-    stop = proxy.serve(server.url, "127.0.0.1", port)
+    port, stop = proxy.serve(server.url, "127.0.0.1", 0)
     yield f"grpc://127.0.0.1:{port}"
     stop()

@@ -1,6 +1,7 @@
 """A proxy before a database: its lock is the database's, and what is written under a lost one is refused."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import cluster
 from metaopt.errors import UserError
 from metaopt.study.patience import AWAY, UnansweredError
 from metaopt.study.stores import open_store
@@ -26,8 +26,7 @@ from metaopt.study import proxy
 @pytest.fixture
 def address(postgres: Any) -> Iterator[str]:
     postgres.empty()
-    port = cluster.free_port()
-    stop = proxy.serve(postgres.url, "127.0.0.1", port)
+    port, stop = proxy.serve(postgres.url, "127.0.0.1", 0)
     yield f"grpc://127.0.0.1:{port}"
     stop()
 
@@ -71,14 +70,14 @@ def test_the_lock_of_one_who_is_killed_is_free_at_once(address: str) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     began_at = time.monotonic()
     with closing(open_store(address, "s")) as store, store.alone():
-        assert time.monotonic() - began_at < proxy.LOCK_SECONDS / 2
+        assert time.monotonic() - began_at < proxy.LEASE / 2
     holder.wait()
     holder.stdout.close()
 
 
 def test_what_is_written_under_a_lock_that_has_ended_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study_id = began(address)
-    monkeypatch.setattr(proxy, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(proxy, "LEASE", 0.3)
     with closing(open_store(address, "s")) as store:
         with store.alone():
             store.storage.create_new_trial(study_id)
@@ -92,9 +91,8 @@ def test_what_is_written_under_a_lock_that_has_ended_is_refused(address: str, mo
 
 def test_a_proxy_that_went_away_is_waited_for_and_found_again(postgres: Any) -> None:
     postgres.empty()
-    port = cluster.free_port()
+    port, stop = proxy.serve(postgres.url, "127.0.0.1", 0)
     address = f"grpc://127.0.0.1:{port}"
-    stop = proxy.serve(postgres.url, "127.0.0.1", port)
     study_id = began(address)
     store = open_store(address, "s")
     trial = store.storage.create_new_trial(study_id)
@@ -105,7 +103,7 @@ def test_a_proxy_that_went_away_is_waited_for_and_found_again(postgres: Any) -> 
         pass
     with pytest.raises(UnansweredError, match=rf"^--storage: no proxy answers at 127.0.0.1:{port}; start one where"):
         proxy.Client.at(address, seconds=0.2)
-    stop = proxy.serve(postgres.url, "127.0.0.1", port)
+    _, stop = proxy.serve(postgres.url, "127.0.0.1", port)
     for _ in range(50):
         try:
             with store.alone():
@@ -135,10 +133,11 @@ def test_a_database_that_went_away_is_one_that_does_not_answer(address: str, pos
             store.storage.create_new_trial(study_id)
 
 
-def test_a_port_that_is_taken_is_refused_in_a_sentence(address: str, postgres: Any) -> None:
-    port = int(address.rpartition(":")[2])
-    with pytest.raises(UserError, match=rf"^--port: cannot listen on 127.0.0.1:{port}; is a proxy there already\?"):
-        proxy.serve(postgres.url, "127.0.0.1", port)
+def test_a_port_that_cannot_be_had_is_refused_in_a_sentence(address: str, postgres: Any) -> None:
+    taken = int(address.rpartition(":")[2])
+    for host, port in (("127.0.0.1", taken), ("192.0.2.1", 13_000), ("no.such.host", 13_000)):
+        with pytest.raises(UserError, match=rf"^cannot listen at {host}, port {port}; give another with --port, or 0"):
+            proxy.serve(postgres.url, host, port)
 
 
 @pytest.mark.parametrize("url", ["grpc://h:13000", "journal.log"])
@@ -149,14 +148,16 @@ def test_a_proxy_is_of_a_database(url: str) -> None:
 
 def test_the_command_answers_until_it_is_interrupted(postgres: Any) -> None:
     postgres.empty()
-    port = cluster.free_port()
-    command = [sys.executable, "-m", "metaopt", "proxy", "--port", str(port)]
+    command = [sys.executable, "-m", "metaopt", "proxy", "--port", "0"]
     process = subprocess.Popen(
         command, env=os.environ | {"METAOPT_STORAGE": postgres.url}, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr
-    assert process.stderr.readline() == f"workers find the storage at grpc://localhost:{port}; Ctrl-C ends it\n"
-    assert began(f"grpc://localhost:{port}") > 0
+    said = re.fullmatch(
+        r"workers find the storage at (grpc://127\.0\.0\.1:\d+); Ctrl-C ends it\n", process.stderr.readline()
+    )
+    assert said
+    assert began(said[1]) > 0
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     process.stderr.close()

@@ -643,9 +643,11 @@ def test_a_learner_with_nothing_to_search_keeps_no_others_trying_in_vain(
     tried = [(result["learner"], result["reason"]) for result in results(tmp_path / "a")]
     assert tried == [("pixels", None), ("sluggish", "timeout")]
     assert (board["status"], board["finalists"][0]["learner"]) == ("finished", "pixels")
-    assert [record.message for record in caplog.records if "timeout" in record.message] == [
-        "s: the timeout of 6 s is too short for a trial of sluggish; give a longer one, or trials a smaller budget"
-    ]
+    said = ["s: the timeout of 6 s is too short for a trial of sluggish; give a longer one, or trials a smaller budget"]
+    assert [record.message for record in caplog.records if "timeout" in record.message] == said
+    caplog.clear()
+    study(tmp_path / "b", learners=["sluggish", "pixels"], timeout=6, trials=1, budget={"tasks": 400})
+    assert [record.message for record in caplog.records if "timeout" in record.message] == said, "whoever did not begin"
 
 
 # Pruning
