@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-environments bench-search bench-pruning bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth pruning clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -21,7 +21,7 @@ help:
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-environments measure environments beside Gymnasium's own, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, beside SMAC3, half an hour"
-	@echo "make bench-pruning what halving and racing save, beside studies without them, an hour of a core"
+	@echo "make what halving and racing save, beside studies without them, an hour of a core"
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
 	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"
@@ -40,7 +40,8 @@ help:
 	@echo "make challenge  the Omniglot challenge from five alphabets, three seeds of two sets: two hours of two cores"
 	@echo "make challenge-short the same within ten CPU minutes a study: half an hour of two cores"
 	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
-	@echo "make worth      the search beside learners at their defaults, in the same CPU time, two hours of two cores"
+	@echo "make worth      the search beside learners at their defaults, in the same CPU time, an hour of two cores"
+	@echo "make pruning    what halving and racing save, beside studies without them, an hour of a core"
 	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: ten minutes of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
@@ -120,6 +121,9 @@ challenge-short: .venv/metaopt
 	$(BIN)/python docs/challenge.py --output runs/challenge-short --json docs/results/challenge-short.json
 	$(BIN)/python docs/fill_readme.py
 
+pruning: .venv/metaopt
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore docs/pruning.py
+
 worth: .venv/metaopt
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore docs/worth.py
 	$(BIN)/python docs/fill_readme.py
@@ -146,20 +150,14 @@ bench-environments: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/environments.py --json docs/results/environments.json
 
 # SMAC3 is a peer and no dependency: it lives in an environment of its own, over what .venv holds.
-build/smac/done: .venv/metaopt
-	rm -rf build/smac
-	$(BIN)/python -m venv build/smac
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(build/smac/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/metaopt.pth"
+build/smac/done: .venv/metaopt benchmarks/over.sh
+	benchmarks/over.sh $(BIN)/python build/smac
 	build/smac/bin/python -m pip install --quiet --constraint constraints.txt smac==2.4.1
 	@touch $@
 
 bench-search: build/smac/done
 	OMP_NUM_THREADS=1 build/smac/bin/python -W ignore benchmarks/search.py --json docs/results/search.json
 	$(BIN)/python docs/fill_readme.py
-
-bench-pruning: .venv/metaopt
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/pruning.py
 
 bench-real: .venv/metaopt
 	$(BIN)/python -W ignore benchmarks/search_real.py --json docs/results/search-real.json
@@ -172,8 +170,7 @@ bench: .venv/metaopt
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/folder.py
 
-build/peers/done: .venv/metaopt benchmarks/peers.sh
-	rm -rf build/peers
+build/peers/done: .venv/metaopt benchmarks/over.sh benchmarks/peers.sh
 	benchmarks/peers.sh $(BIN)/python build/peers
 	@touch $@
 

@@ -1,14 +1,10 @@
 #!/bin/sh
-# Makes the environment that benchmarks/speed.py runs in: the peers at pinned versions over what .venv holds, which it
-# reads and never changes. usage: benchmarks/peers.sh PYTHON FOLDER
+# Makes the environment that benchmarks/speed.py runs in: the peers at pinned versions over what .venv holds.
+# usage: benchmarks/peers.sh PYTHON FOLDER
 set -eu
-python=$1
 folder=$2
-"$python" -m venv "$folder"
+"$(dirname "$0")/over.sh" "$1" "$folder"
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# By addsitedir, so that the .pth files of .venv count too: metaopt itself is installed by one.
-"$python" -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-    > "$site/metaopt.pth"
 # --no-deps: no peer may bring another torch. What they import beside it stands here by name.
 install="$folder/bin/python -m pip install --quiet --disable-pip-version-check --no-deps"
 $install "cython==0.29.37" "setuptools==65.5.0" "wheel==0.48.0"

@@ -6,17 +6,15 @@ docs/results/challenge.json, from which the README's table is made, and prints t
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
-from subprocess import DEVNULL, Popen, check_output
 from typing import Any
 
+import running
 from metaopt.files import write_json
 
 FILE = Path(__file__).parent / "results" / "challenge.json"
@@ -30,20 +28,13 @@ def scored(small: str, seed: int, folder: Path, changes: list[str]) -> dict[str,
     """Run one study, as a user would, and score its winner on the official runs."""
     run = folder / f"{small}-{seed}"
     background = f"images_background_{small}"
-    metaopt = [sys.executable, "-m", "metaopt"]
     settings = [
         f"tasks.train=[{background}]", f"tasks.test=[images_background, -{background}]", f"seed={seed}", *changes,
     ]  # fmt: skip
-    options = [part for setting in settings for part in ("--set", setting)]
     began = time.monotonic()
-    study = Popen([*metaopt, "study", "run", str(STUDY), *options, "--output", str(run), "--quiet"], stdout=DEVNULL)
-    _, status, used = os.wait4(study.pid, 0)
-    if status:
-        sys.exit(f"the study in {run} did not come to its end")
-    seconds, cpu_seconds = time.monotonic() - began, used.ru_utime + used.ru_stime
-    board = json.loads((run / "leaderboard.json").read_text(encoding="utf-8"))
-    on_runs = check_output([*metaopt, "evaluate", str(run / "best"), "--on", "omniglot-challenge", "--json"])
-    winner = board["finalists"][0]
+    board, cpu_seconds = running.study(STUDY, run, settings)
+    seconds = time.monotonic() - began
+    on_runs, winner = running.evaluated(run, "--on", "omniglot-challenge"), board["finalists"][0]
     return {
         "set": small,
         "seed": seed,
@@ -52,16 +43,10 @@ def scored(small: str, seed: int, folder: Path, changes: list[str]) -> dict[str,
         "folds": winner["search"]["mean"],
         "other_alphabets": winner["report"]["mean"],
         "trained_tasks": winner["final"]["trained_tasks"],
-        **{key: json.loads(on_runs)[key] for key in ("error", "low", "high", "wrong", "queries")},
+        **{key: on_runs[key] for key in ("error", "low", "high", "wrong", "queries")},
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
     }
-
-
-def say(text: str) -> None:
-    """Print a line at once, as the next may be a quarter of an hour away."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def main() -> int:
@@ -79,7 +64,7 @@ def main() -> int:
     with ThreadPoolExecutor(options.at_once) as threads:
         for found in threads.map(lambda one: scored(*one, options.output, options.set), asked):
             studies.append(found)
-            say(
+            running.say(
                 f"{found['set']}, seed {found['seed']}: {found['learner']}, error {found['error']:.2%} on the runs "
                 f"({found['low']:.2%} to {found['high']:.2%}), {1 - found['other_alphabets']:.2%} on other alphabets; "
                 f"{found['cpu_seconds'] / 60:.1f} CPU minutes, {found['seconds'] / 60:.1f} by the clock"
@@ -88,8 +73,10 @@ def main() -> int:
                                       "published": PUBLISHED, "studies": studies})  # fmt: skip
     for small in options.sets:
         errors = [found["error"] for found in studies if found["set"] == small]
-        say(f"{small}: mean error {mean(errors):.2%}, each seed {', '.join(f'{error:.2%}' for error in errors)}")
-    say(f"mean error {100 * mean(found['error'] for found in studies):.1f} % over {options.seeds} seeds")
+        running.say(
+            f"{small}: mean error {mean(errors):.2%}, each seed {', '.join(f'{error:.2%}' for error in errors)}"
+        )
+    running.say(f"mean error {100 * mean(found['error'] for found in studies):.1f} % over {options.seeds} seeds")
     return 0
 
 

@@ -6,15 +6,14 @@ Writes docs/results/clinc150-splits.json, from which the README's table is made.
 """
 
 import argparse
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
-from subprocess import DEVNULL, check_call, check_output
 from typing import Any
 
+import running
 from metaopt.files import write_json
 
 FILE = Path(__file__).parent / "results" / "clinc150-splits.json"
@@ -22,18 +21,15 @@ STUDY = Path(__file__).parents[1] / "studies" / "clinc150.yaml"
 SHOTS = (1, 5)
 FIXED = ("learners=[pixels]", "trials=1", "evaluation.finalists=1", "final=null")
 """What leaves the study the features as they are."""
-METAOPT = [sys.executable, "-m", "metaopt"]
 
 
 def scored(split: int, changes: tuple[str, ...], run: Path) -> dict[str, Any]:
     """Run the study on a division, as a user would; return its winner's accuracy by the number of shots."""
-    settings = [part for change in (f"tasks.split_seed={split}", *changes) for part in ("--set", change)]
-    check_call([*METAOPT, "study", "run", str(STUDY), *settings, "--output", str(run), "--quiet"], stdout=DEVNULL)
-    winner = json.loads((run / "leaderboard.json").read_text(encoding="utf-8"))["finalists"][0]
+    board, _ = running.study(STUDY, run, (f"tasks.split_seed={split}", *changes))
+    winner = board["finalists"][0]
     found = {"learner": winner["learner"], "params": winner["params"]}
     for shot in SHOTS:
-        evaluate = [*METAOPT, "evaluate", str(run / "best"), "--shot", str(shot), "--json"]
-        score = json.loads(check_output(evaluate))
+        score = running.evaluated(run, "--shot", str(shot))
         found[f"{shot}-shot"] = {"mean": score["mean"], "ci95": score["ci95"]}
     return found
 
@@ -60,12 +56,11 @@ def main() -> int:
         for one in threads.map(lambda split: both(split, options.output), range(options.splits)):
             found.append(one)
             scores = [f"{one[who][f'{shot}-shot']['mean']:.2%}" for shot in SHOTS for who in ("winner", "fixed")]
-            sys.stdout.write(f"division {one['split']}: {one['winner']['learner']} {', '.join(scores)}\n")
-            sys.stdout.flush()
+            running.say(f"division {one['split']}: {one['winner']['learner']} {', '.join(scores)}")
             write_json(options.json, {"date": datetime.now(UTC).date().isoformat(), "splits": found})
     for shot in SHOTS:
         ours, fixed = (mean(one[who][f"{shot}-shot"]["mean"] for one in found) for who in ("winner", "fixed"))
-        sys.stdout.write(f"{shot} shot: {ours:.2%}, the class mean of fixed features {fixed:.2%}\n")
+        running.say(f"{shot} shot: {ours:.2%}, the class mean of fixed features {fixed:.2%}")
     return 0
 
 

@@ -11,55 +11,50 @@ README's table is made.
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
-from subprocess import DEVNULL, Popen, check_output
 from typing import Any
 
+import running
 from metaopt.files import write_json
 
 FILE = Path(__file__).parent / "results" / "worth.json"
 STUDIES = Path(__file__).parents[1] / "studies"
-SEARCH = "search"
 LEARNERS = ("protonet", "r2d2", "pixels")
 TASKS = 600
 
 
-def ran(run: Path, study: str, *settings: str) -> dict[str, Any]:
+def ran(study: str, run: Path, *settings: str) -> dict[str, Any]:
     """Run a study with these settings; return its winner, with its score on test tasks and the CPU seconds of all."""
     kept = run / "worth.json"
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    options = [part for setting in settings for part in ("--set", setting)]
-    metaopt = [sys.executable, "-m", "metaopt", "study", "run", str(STUDIES / study), *options]
-    process = Popen([*metaopt, "--output", str(run), "--quiet"], stdout=DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"the study in {run} did not come to its end")
-    winner = json.loads((run / "leaderboard.json").read_text(encoding="utf-8"))["finalists"][0]
-    evaluate = [sys.executable, "-m", "metaopt", "evaluate", str(run / "best"), "--tasks", str(TASKS), "--json"]
-    scores = json.loads(check_output(evaluate))
+    board, cpu_seconds = running.study(STUDIES / study, run, settings)
+    scores = running.evaluated(run, "--tasks", str(TASKS))
     found = {
-        "learner": winner["learner"],
+        "learner": board["finalists"][0]["learner"],
         "test": scores["mean"],
         "ci95": scores["ci95"],
-        "cpu_seconds": round(used.ru_utime + used.ru_stime),
+        "cpu_seconds": round(cpu_seconds),
     }
     write_json(kept, found)
     return found
 
 
-def contenders(seed: int, folder: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]:
-    """Yield who is held against the search from a seed: a name, the folder for its run, its study and its settings."""
-    seconds = ran(folder / f"{SEARCH}-{seed}", "omniglot-pipeline.yaml", f"seed={seed}")["cpu_seconds"]
-    alone = ("trials=1", "budget.cpu_seconds=1", "evaluation.tasks=60", "evaluation.finalists=1",
-             "evaluation.report_tasks=200", f"final.cpu_seconds={seconds}", f"seed={seed}")  # fmt: skip
-    for name in LEARNERS:
-        run = folder / f"{name}-{seed}"
-        yield name, run, "omniglot-minimal.yaml", (*alone, f"learners=[{name}]", "timeout=null")
+def searched(seed: int, folder: Path) -> dict[str, Any]:
+    """Return what the search came to from a seed."""
+    return ran("omniglot-pipeline.yaml", folder / f"search-{seed}", f"seed={seed}")
+
+
+def at_defaults(learner: str, seed: int, cpu_seconds: int, folder: Path) -> dict[str, Any]:
+    """Return what a learner at its defaults came to in so many seconds of meta-training."""
+    return ran(
+        "omniglot-minimal.yaml", folder / f"{learner}-{seed}", f"learners=[{learner}]", f"seed={seed}", "timeout=null",
+        "trials=1", "budget.cpu_seconds=1", "evaluation.tasks=60", "evaluation.finalists=1",
+        "evaluation.report_tasks=200", f"final.cpu_seconds={cpu_seconds}",
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -69,26 +64,20 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side, a core each")
     parser.add_argument("--output", type=Path, default=Path("runs") / "worth")
     options = parser.parse_args()
+    folder, asked = options.output, list(product(options.seeds, LEARNERS))
     with ThreadPoolExecutor(options.at_once) as threads:
-        of_seed = list(threads.map(lambda seed: list(contenders(seed, options.output)), options.seeds))
-        jobs = [(seed, job) for seed, all_of in zip(options.seeds, of_seed, strict=True) for job in all_of]
-        came = threads.map(lambda job: ran(job[1][1], job[1][2], *job[1][3]), jobs)
-        found = [(seed, job[0], one) for (seed, job), one in zip(jobs, came, strict=True)]
+        found = dict(zip(options.seeds, threads.map(lambda seed: searched(seed, folder), options.seeds), strict=True))
+        came = threads.map(lambda one: at_defaults(one[1], one[0], found[one[0]]["cpu_seconds"], folder), asked)
+        others = dict(zip(asked, came, strict=True))
     rows = [
-        {
-            "seed": seed,
-            SEARCH: ran(options.output / f"{SEARCH}-{seed}", "omniglot-pipeline.yaml"),
-            "others": {name: one for of, name, one in found if of == seed},
-        }
+        {"seed": seed, "search": found[seed], "others": {name: others[seed, name] for name in LEARNERS}}
         for seed in options.seeds
     ]
     write_json(FILE, {"seeds": rows})
-    for row in rows:
-        best = max(LEARNERS, key=lambda name: row["others"][name]["test"])
-        ahead = row[SEARCH]["test"] - row["others"][best]["test"]
-        sys.stdout.write(
-            f"seed {row['seed']}: the search is ahead of the best learner at its defaults, {best}, by {ahead:.2%}\n"
-        )
+    for seed in options.seeds:
+        best = max(LEARNERS, key=lambda name: others[seed, name]["test"])
+        ahead = 100 * (found[seed]["test"] - others[seed, best]["test"])
+        running.say(f"seed {seed}: {ahead:.2f} points ahead of the best learner at its defaults, {best}")
     return 0
 
 
