@@ -21,7 +21,6 @@ help:
 	@echo "make bench-share say where the time of a study goes, three minutes"
 	@echo "make bench-environments measure environments beside Gymnasium's own, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, beside SMAC3, half an hour"
-	@echo "make what halving and racing save, beside studies without them, an hour of a core"
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
 	@echo "make bench-warm cold and warm studies on tasks unlike those of the portfolio, ten minutes"
 	@echo "make cluster    measure docs/results/cluster: workers on PostgreSQL, killed and counted; needs PostgreSQL"

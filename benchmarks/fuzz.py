@@ -119,7 +119,7 @@ def targets(root: Path) -> dict[str, Target]:  # noqa: PLR0915 - one after anoth
         """Whatever it holds, its trial begins anew or goes on. Its checksum, at which most would end, always fits."""
         file("7.safetensors", content)
         with torch.random.fork_rng(devices=[]), patch.object(checkpoint, "_crc", return_value="0"):
-            checkpoint.Checkpoint(root / "7.safetensors", {}).resume(moving(0))
+            checkpoint.Checkpoint(checkpoint.File(root / "7.safetensors"), {}).resume(moving(0))
 
     def arguments(content: bytes) -> None:
         words = content.decode("utf-8", "replace").replace("\0", "").split("\n")[:8]  # no process can be given zeros
@@ -220,11 +220,12 @@ def seeds(name: str, root: Path) -> Iterable[bytes]:
         case "checkpoint":
             from metaopt import checkpoint
 
-            one = checkpoint.Checkpoint(root / "kept" / "7.safetensors", {})
+            place = checkpoint.File(root / "kept" / "7.safetensors")
+            one = checkpoint.Checkpoint(place, {})
             one.due = 0.0
             with patch.object(checkpoint, "_crc", return_value="0"):
                 one.keep(moving(), {"tasks": 3, "planned": 8})
-            yield one.path.read_bytes()
+            yield place.path.read_bytes()
         case "arguments":
             for line in (
                 "study list", "study show runs", "study space quickstart", "plugin list", "plugin show maml", "--help",

@@ -168,14 +168,15 @@ def checkpoints(folder: Path) -> list[tuple[str, str, str]]:
         optimizer.step()
         average = {key: parameter.detach().clone() for key, parameter in learner.named_parameters()}
         moving = checkpoint.Moving(learner, optimizer, average, torch.Generator(), bench.executor(learner))
-        one, took = checkpoint.Checkpoint(folder / f"{name}.safetensors", {}), []
+        place, took = checkpoint.File(folder / f"{name}.safetensors"), []
+        one = checkpoint.Checkpoint(place, {})
         for _ in range(7):
             one.due, began = 0.0, time.perf_counter()
             one.keep(moving, {})
             took.append(time.perf_counter() - began)
         seconds, numbers = statistics.median(took), sum(p.numel() for p in learner.parameters())
         share = seconds / max(checkpoint.EVERY, seconds / checkpoint.COST)
-        size = one.path.stat().st_size / 2**20
+        size = place.path.stat().st_size / 2**20
         rows.append((f"{name}, {numbers:,}", f"{size:.1f} MiB, {1000 * seconds:.0f} ms", f"{share:.2%}"))
     return rows
 

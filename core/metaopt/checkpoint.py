@@ -9,10 +9,11 @@ import logging
 import stat
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +39,49 @@ MAX_HEADER = 2**24  # bytes
 ASIDE = ".unusable"
 
 
+class Place(Protocol):
+    """Where a checkpoint is kept. It travels with a job to the process that runs it."""
+
+    def write(self, content: bytes) -> None:
+        """Keep this in the place of what was there, whole or not at all."""
+
+    def opened(self) -> AbstractContextManager[Path | None]:
+        """Return a file of what was kept, for as long as it is read; None where nothing was."""
+
+    def put_aside(self) -> str:
+        """Take away what cannot be used, and say what became of it."""
+
+    def remove(self) -> None:
+        """Remove what is there, if anything is."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A checkpoint in a file of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def write(self, content: bytes) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        with whole(self.path) as temporary:
+            temporary.write_bytes(content)
+
+    @contextmanager
+    def opened(self) -> Iterator[Path | None]:
+        yield self.path if self.path.exists() else None
+
+    def put_aside(self) -> str:
+        aside = self.path.with_suffix(ASIDE)
+        self.path.replace(aside)
+        return f"it is kept as {aside.name}"
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Moving:
     """What meta-training changes from step to step. torch's own generators belong to it too."""
@@ -57,8 +101,8 @@ class Checkpoint:
     `job` is JSON; a file of another job is not taken up. `notes` are the caller's, written and read with the rest.
     """
 
-    def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
-        self.path, self.job = path, json.loads(json.dumps(job))
+    def __init__(self, place: Place, job: Mapping[str, Any]) -> None:
+        self.place, self.job = place, json.loads(json.dumps(job))
         self.notes: dict[str, Any] = {}
         self.earlier = 0.0
         """Seconds by the wall clock that it took before it was taken up."""
@@ -86,43 +130,39 @@ class Checkpoint:
         )
         tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                    for name, tensor in (_tensors(moving) | _random(moving)).items()}  # fmt: skip
-        content = as_bytes(tensors, {"state": state, "crc": _crc(state, tensors)})
-        self.path.parent.mkdir(exist_ok=True)
-        with whole(self.path) as temporary:
-            temporary.write_bytes(content)
+        self.place.write(as_bytes(tensors, {"state": state, "crc": _crc(state, tensors)}))
         self.due = time.process_time() + max(EVERY, (time.perf_counter() - began) / COST)
 
     def resume(self, moving: Moving) -> dict[str, Any] | None:
         """Put what was kept in its place and return the progress; None where nothing was.
 
-        A file that is damaged, or of another job, changes nothing and is put aside.
+        What is damaged, or of another job, changes nothing and is put aside.
         """
-        if not self.path.exists():
-            return None
-        try:
-            state, tensors = _read(self.path, MAX_HEADER + 2 * STATES * _size(moving.learner))
-            if state["job"] != self.job:
-                raise ValueError("it is of another trial, or of other settings")
-            _put(tensors, state["calls"], moving)
-            self.earlier = float(state["seconds"])
-            self.notes.update(state["notes"])
-            progress: dict[str, Any] = state["progress"]
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            RecursionError,
-            SafetensorError,
-        ) as error:
-            aside = self.path.with_suffix(ASIDE)
-            self.path.replace(aside)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("%s cannot be gone on from (%s): its trial begins anew; it is kept as %s",
-                        self.path, reason, aside.name)  # fmt: skip
-            return None
-        log.info("%s: goes on from %s", self.path, progress)
+        with self.place.opened() as path:
+            if path is None:
+                return None
+            try:
+                state, tensors = _read(path, MAX_HEADER + 2 * STATES * _size(moving.learner))
+                if state["job"] != self.job:
+                    raise ValueError("it is of another trial, or of other settings")
+                _put(tensors, state["calls"], moving)
+                self.earlier = float(state["seconds"])
+                self.notes.update(state["notes"])
+                progress: dict[str, Any] = state["progress"]
+            except (
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                RuntimeError,
+                RecursionError,
+                SafetensorError,
+            ) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                log.warning("%s cannot be gone on from (%s): its trial begins anew; %s",
+                            self.place, reason, self.place.put_aside())  # fmt: skip
+                return None
+        log.info("%s: goes on from %s", self.place, progress)
         return progress
 
 

@@ -147,6 +147,9 @@ def _shared_study_arguments(study: Any) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
     )
     _shared_storage(create)
+    create.add_argument(
+        "--artifacts", metavar="URL", help="what long trials go on from: a folder that all machines see, or s3://BUCKET"
+    )
     _json(create)
     status = _command(study, "status", _study_status, "tell how the studies stand that workers share")
     _shared_storage(status)
@@ -428,7 +431,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 def _study_create(options: argparse.Namespace) -> int:
     from metaopt import plugins, terminal
-    from metaopt.study import cluster, crew, file, trial
+    from metaopt.study import artifacts, cluster, crew, file, trial
 
     url, path, registry = _url(options), _study_file(options.study), plugins.load()
     study = file.load(path, registry, _overrides(options))
@@ -437,7 +440,7 @@ def _study_create(options: argparse.Namespace) -> int:
         crew.check(bench)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    made = cluster.create(bench, url)
+    made = cluster.create(bench, url, options.artifacts and artifacts.place(options.artifacts))
     _print_json(made) if options.json else terminal.show_created(made)
     return 0
 

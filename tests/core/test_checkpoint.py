@@ -61,7 +61,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def job_of(bench: Bench, learner: str, folder: Path, **changes: Any) -> Job:
     folder.mkdir(exist_ok=True)
     params = bench.study.space.default(learner)
-    kept = {"save_to": folder / "w.safetensors", "checkpoint": folder / "c" / "7.safetensors"}
+    kept = {"save_to": folder / "w.safetensors", "checkpoint": checkpoint.File(folder / "c" / "7.safetensors")}
     job = Job(7, params, 11, bench.study.budget, "validation", "search", 20, reports=True)
     return replace(job, **kept | changes)
 
@@ -174,9 +174,13 @@ def test_a_budget_of_seconds_goes_on_as_it_was_planned(benches: Callable[..., Be
 def metadata(job: Job) -> dict[str, str]:
     from safetensors import safe_open
 
-    assert job.checkpoint
-    with safe_open(job.checkpoint, "pt") as file:
+    with safe_open(file_of(job), "pt") as file:
         return dict(file.metadata())
+
+
+def file_of(job: Job) -> Path:
+    assert isinstance(job.checkpoint, checkpoint.File)
+    return job.checkpoint.path
 
 
 def cut(path: Path) -> None:
@@ -218,16 +222,15 @@ def test_a_damaged_checkpoint_is_put_aside_and_its_trial_begins_anew(
     whole = outcome(bench.run(undisturbed), undisturbed)
     job = job_of(bench, "protonet", tmp_path / "killed")
     killed(bench, job, 9)
-    assert job.checkpoint
-    before = job.checkpoint.read_bytes()
-    damage(job.checkpoint)
-    assert before != (b"" if damage is swell else job.checkpoint.read_bytes())
+    before = file_of(job).read_bytes()
+    damage(file_of(job))
+    assert before != (b"" if damage is swell else file_of(job).read_bytes())
     done, steps = gone_on(bench, job)
     assert outcome(done, job) == whole
     assert steps == 30
-    assert job.checkpoint.with_suffix(".unusable").exists()
+    assert file_of(job).with_suffix(".unusable").exists()
     [line] = [record.getMessage() for record in caplog.records if record.name == "metaopt.checkpoint"]
-    assert line.startswith(f"{job.checkpoint} cannot be gone on from (")
+    assert line.startswith(f"{file_of(job)} cannot be gone on from (")
     assert line.endswith("): its trial begins anew; it is kept as 7.unusable")
 
 
@@ -240,18 +243,16 @@ def test_a_checkpoint_of_other_settings_or_another_learner_is_put_aside(
         killed(bench, job, 9)
         done, _ = gone_on(bench, replace(job, **changes))
         assert done.result.state == "complete"
-        assert job.checkpoint
-        assert job.checkpoint.with_suffix(".unusable").exists()
-        job.checkpoint.with_suffix(".unusable").unlink()
-        job.checkpoint.unlink()
+        assert file_of(job).with_suffix(".unusable").exists()
+        file_of(job).with_suffix(".unusable").unlink()
+        file_of(job).unlink()
 
 
 def test_what_does_not_fit_changes_nothing(benches: Callable[..., Bench], tmp_path: Path) -> None:
     bench = benches(executor="loop")
     job = job_of(bench, "maml", tmp_path)
     killed(bench, job, 9)
-    assert job.checkpoint
-    content, others = load_file(job.checkpoint), ("learner.net.1.weight", "optimizer.0.exp_avg", "random.draw")
+    content, others = load_file(file_of(job)), ("learner.net.1.weight", "optimizer.0.exp_avg", "random.draw")
     assert set(others) < content.keys()
     for name in others:
         learner = bench.build(job.params, 3)
@@ -259,15 +260,16 @@ def test_what_does_not_fit_changes_nothing(benches: Callable[..., Bench], tmp_pa
         average = {name: p.detach().clone() for name, p in learner.named_parameters()}
         moving = checkpoint.Moving(learner, optimizer, average, draw, bench.executor(learner))
         before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-        mine = checkpoint.Checkpoint(tmp_path / "mine.safetensors", {})
+        path = tmp_path / "mine.safetensors"
+        mine = checkpoint.Checkpoint(checkpoint.File(path), {})
         state = json.dumps({**json.loads(metadata(job)["state"]), "job": {}})
         spoilt = content | {name: content[name][:-1].clone()}
-        save_file(spoilt, mine.path, {"state": state, "crc": checkpoint._crc(state, spoilt)})
+        save_file(spoilt, path, {"state": state, "crc": checkpoint._crc(state, spoilt)})
         assert mine.resume(moving) is None
         assert all(torch.equal(tensor, before[key]) for key, tensor in learner.state_dict().items())
         assert draw.initial_seed() == 5
         assert not optimizer.state_dict()["state"]
-        save_file(content, mine.path, {"state": state, "crc": checkpoint._crc(state, content)})
+        save_file(content, path, {"state": state, "crc": checkpoint._crc(state, content)})
         assert mine.resume(moving), "and where it fits it is taken up"
 
 
@@ -278,8 +280,7 @@ def test_nothing_is_written_in_a_short_meta_training(
     bench = benches(executor="loop")
     job = job_of(bench, "protonet", tmp_path)
     bench.run(job)
-    assert job.checkpoint
-    assert not job.checkpoint.parent.exists()
+    assert not file_of(job).parent.exists()
 
 
 def test_where_writing_is_slow_checkpoints_are_few(
@@ -290,11 +291,12 @@ def test_where_writing_is_slow_checkpoints_are_few(
     optimizer = torch.optim.Adam(learner.parameters())
     moving = checkpoint.Moving(learner, optimizer, {}, torch.Generator(), bench.executor(learner))
     monkeypatch.setattr(checkpoint, "COST", 0.01)
-    one = checkpoint.Checkpoint(tmp_path / "c" / "1.safetensors", {})
+    path = tmp_path / "c" / "1.safetensors"
+    one = checkpoint.Checkpoint(checkpoint.File(path), {})
     one.keep(moving, {})
-    assert not one.path.exists(), "how long it takes is guessed by its size"
+    assert not path.exists(), "how long it takes is guessed by its size"
     one.due = 0.0
     one.keep(moving, {})
-    first = one.path.stat().st_mtime_ns
+    first = path.stat().st_mtime_ns
     one.keep(moving, {})
-    assert one.path.stat().st_mtime_ns == first, "a hundred times as long must pass as writing took"
+    assert path.stat().st_mtime_ns == first, "a hundred times as long must pass as writing took"

@@ -22,21 +22,24 @@ from metaopt.study.stores import open_store
 from metaopt.study.trial import Bench, TrialResult
 
 
-def create(bench: Bench, url: str) -> dict[str, Any]:
+def create(bench: Bench, url: str, artifacts: str | None = None) -> dict[str, Any]:
     """Make a shared study in the storage at `url`, or give one that is there another number of trials, or more time.
 
-    Raises UserError where it is there and differs in what makes trials compare.
+    `artifacts`, of `metaopt.study.artifacts.place`, is where its long trials are kept on their way. Raises UserError
+    where the study is there and differs in what makes trials compare.
     """
-    return _at_once(url)(_create, bench, url)
+    return _at_once(url)(_create, bench, url, artifacts)
 
 
-def _create(bench: Bench, url: str) -> dict[str, Any]:
+def _create(bench: Bench, url: str, artifacts: str | None) -> dict[str, Any]:
     study = bench.study
     with closing(open_store(url, study.name, new=True)) as store, store.alone():
         ledger = Shared(bench, store, Path("runs") / study.name)
         before, now = ledger.optuna.user_attrs["study"], study.to_dict()
         if before != now:
             ledger.optuna.set_user_attr("study", now)
+        if artifacts:
+            ledger.optuna.set_user_attr("artifacts", artifacts)
         done = sum(trial.state.is_finished() for trial in ledger.optuna.get_trials(deepcopy=False))
     return {"study": study.name, "trials": study.trials, "done": done}
 

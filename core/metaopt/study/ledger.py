@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from metaopt import seeds
+from metaopt.checkpoint import File, Place
 from metaopt.errors import UserError
 from metaopt.files import whole
 from metaopt.study import portfolio, strategy, versions
@@ -254,14 +255,14 @@ class Ledger:
         del self.running[result.number]
         self.estimates.pop(result.number, None)
         if kept := self._checkpoint(result.number):
-            kept.unlink(missing_ok=True)
+            kept.remove()
         self.results.append(result)
         self.ahead = self._ahead([*self.ahead, result])
         return True
 
-    def _checkpoint(self, number: int) -> Path | None:
-        """Return the file that keeps a trial's meta-training on its way; None where none does."""
-        return self.folder / CHECKPOINTS / f"{number:05d}.safetensors"
+    def _checkpoint(self, number: int) -> Place | None:
+        """Return where a trial's meta-training is kept on its way; None where it is not."""
+        return File(self.folder / CHECKPOINTS / f"{number:05d}.safetensors")
 
     def seconds(self) -> float:
         """Return the wall time in which trials ran, over every time that the study was run."""

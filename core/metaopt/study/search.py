@@ -403,7 +403,7 @@ def _again(bench: Bench, result: TrialResult, repeat: int, n_tasks: int, longer:
         purpose="finalists",
         n_tasks=n_tasks,
         save_to=folder / FINALISTS / f"{result.number:05d}-{repeat}.safetensors",
-        checkpoint=folder / CHECKPOINTS / f"{result.number:05d}-{repeat}.safetensors",
+        checkpoint=checkpoint.File(folder / CHECKPOINTS / f"{result.number:05d}-{repeat}.safetensors"),
     )
 
 
@@ -435,7 +435,7 @@ def _report(bench: Bench, winner: Finalist, crew: Crew, folder: Path, fallen: li
         seed, path = finalist_seed(bench, kept.number, study.evaluation.repeats), final_weights(folder)
         job = replace(
             job, seed=seed, budget=study.final, final=True, weights=None, save_to=path,
-            checkpoint=folder / CHECKPOINTS / path.name,
+            checkpoint=checkpoint.File(folder / CHECKPOINTS / path.name),
         )  # fmt: skip
     scored = _one(crew, job)
     if scored.result.state != "complete":

@@ -25,7 +25,9 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from metaopt.checkpoint import Place
 from metaopt.errors import UserError
+from metaopt.study.artifacts import Artifact
 from metaopt.study.crew import LOST
 from metaopt.study.ledger import ATTEMPTS, Ledger
 from metaopt.study.patience import AWAY
@@ -78,6 +80,8 @@ class Shared(Ledger):
         """Whether the study's time is known to run."""
         self.limit = bench.study.trials
         """Trials in all, when it was last asked for: `study create` may change it."""
+        self.artifacts = store.artifacts
+        """Where checkpoints are kept, if anywhere, when it was last asked for."""
         super().__init__(bench, store.storage, folder)
 
     def _refuse_other_keeper(self) -> None:
@@ -87,8 +91,9 @@ class Shared(Ledger):
                 "goes on with it; set another name in the study file"
             )
 
-    def _checkpoint(self, number: int) -> None:
-        """Keep none: who takes a trial over may be on another machine."""
+    def _checkpoint(self, number: int) -> Place | None:
+        # Who takes a trial over may be on another machine.
+        return Artifact(self.artifacts, f"{self.bench.study.name}-{number:05d}.safetensors") if self.artifacts else None
 
     def _take_up(self) -> None:
         pass  # others may run them now: see `_orphan`
@@ -144,6 +149,8 @@ class Shared(Ledger):
         silent = time.monotonic() - claim.sign > SILENT / 2 * claim.every
         with self.store.alone() if silent else nullcontext():
             told = self._tell(claim, done)
+        if told and (kept := self._checkpoint(number)):
+            kept.remove()
         del self.running[number]
         self.estimates.pop(number, None)
         with self.guard:
@@ -214,7 +221,7 @@ class Shared(Ledger):
     def _is_open(self, trials: Sequence[FrozenTrial]) -> bool:
         """Tell whether trials are still to be begun."""
         attrs = self.optuna.user_attrs
-        self.limit = attrs["study"]["trials"]
+        self.limit, self.artifacts = attrs["study"]["trials"], attrs.get("artifacts", self.store.artifacts)
         begun = sum(trial.state != TrialState.WAITING for trial in trials)
         return begun < self.limit and not is_expired(attrs)
 

@@ -48,6 +48,8 @@ class Store:
     alone: Callable[[], AbstractContextManager[None]]
     """Holds the lock of one study."""
     close: Callable[[], None] = lambda: None
+    artifacts: str | None = None
+    """A folder for checkpoints of long trials, where no other place is given for them."""
 
 
 def open_store(url: str, study: str, *, new: bool = False) -> Store:
@@ -63,8 +65,9 @@ def open_store(url: str, study: str, *, new: bool = False) -> Store:
             raise UserError(f"--storage: there is no file {journal}; `metaopt study create` makes it")
         if not fcntl:
             raise UserError("--storage: a journal file cannot be shared on this system; give a PostgreSQL database")
-        storage = open_storage(journal.parent, url)
-        return Store(storage, _FileLock(journal.with_name(f"{journal.name}.{study}.lock")))
+        journals = open_storage(journal.parent, url)
+        artifacts = str(journal.resolve().with_suffix(".artifacts"))
+        return Store(journals, _FileLock(journal.with_name(f"{journal.name}.{study}.lock")), artifacts=artifacts)
     if is_proxy(url):
         from metaopt.study import proxy
 

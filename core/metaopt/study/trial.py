@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metaopt import seeds, tune
 from metaopt.augment import Augment
-from metaopt.checkpoint import Checkpoint
+from metaopt.checkpoint import Checkpoint, Place
 from metaopt.ensemble import Ensemble, mean
 from metaopt.ensemble import choose as choose_members
 from metaopt.errors import TrialError, UserError, of_disk
@@ -133,8 +133,8 @@ class Job:
     """Of these so many at most are chosen first, by other tasks than those that are scored; 0: all as they are."""
     final: bool = False
     """Whether this trains the winner: not in folds, but on all the classes that it may be trained on."""
-    checkpoint: Path | None = None
-    """A file for its state on the way through a long meta-training, from which it goes on."""
+    checkpoint: Place | None = None
+    """For its state on the way through a long meta-training, from which it goes on."""
 
 
 @dataclass(frozen=True)

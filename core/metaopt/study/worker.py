@@ -19,7 +19,7 @@ import torch
 
 from metaopt import plugins
 from metaopt.errors import UserError
-from metaopt.study import crew, file, versions
+from metaopt.study import artifacts, crew, file, versions
 from metaopt.study.patience import AWAY, Patient
 from metaopt.study.search import Watcher
 from metaopt.study.shared import Shared
@@ -93,7 +93,9 @@ def _work_in(
     stopped: Callable[[], bool],
     beat: float,
 ) -> int:
-    bench = make_bench(patient(described, store, name), device)
+    attrs = patient(described, store, name)
+    artifacts.require(attrs.get("artifacts"))
+    bench = make_bench(attrs, device)
     ledger = patient(Shared, bench, store, Path("runs") / name, beat=beat)
     watcher.began(bench, ledger.results)
     with _Pulse(ledger) as pulse:

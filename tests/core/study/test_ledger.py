@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import kstest  # type: ignore[import-untyped]
 
 from metaopt import plugins, seeds
+from metaopt.checkpoint import File
 from metaopt.errors import UserError
 from metaopt.files import write_json
 from metaopt.study import leaderboard
@@ -110,9 +111,9 @@ def test_a_search_that_dies_in_every_trial_goes_on_as_if_it_had_not(ledger: Call
         assert again == abandoned
         disturbed.append(again)
     for one, other in zip(disturbed, undisturbed, strict=True):
-        assert one.checkpoint
-        assert other.checkpoint
-        assert (one.checkpoint.parts[-3], one.checkpoint.name) == ("b", other.checkpoint.name)
+        assert isinstance(one.checkpoint, File)
+        assert isinstance(other.checkpoint, File)
+        assert (one.checkpoint.path.parts[-3], one.checkpoint.path.name) == ("b", other.checkpoint.path.name)
         assert replace(one, checkpoint=None) == replace(other, checkpoint=None), "numbers, seeds and parameters"
     assert states(ledger("b")) == ["COMPLETE"] * 14
 

@@ -139,7 +139,7 @@ def test_a_trials_seed_and_the_first_trials_are_those_of_a_study_of_one_process(
         assert (job.number, job.seed) == (expected.number, expected.seed)
         if job.number < 2:
             assert job.params == expected.params, "a learner's default"
-        assert job == replace(expected, params=job.params, checkpoint=None)
+        assert job == replace(expected, params=job.params, checkpoint=job.checkpoint)
         one.tell(done(job))
         alone.tell(done(expected))
 
@@ -149,7 +149,7 @@ def test_one_worker_tries_what_a_study_of_one_process_tries(worker: Workers, tmp
     alone, a = Ledger(bench(), open_storage(tmp_path / "one"), tmp_path / "one"), worker()
     for _ in range(6):
         job, expected = taken(a), alone.ask()
-        assert job == replace(expected, checkpoint=None)
+        assert job == replace(expected, checkpoint=job.checkpoint)
         a.tell(done(job, mean=0.1 * job.number))
         alone.tell(done(expected, mean=0.1 * job.number))
 
