@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth pruning clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth pruning clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-workers bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-speed measure meta-training and evaluation beside four peers, 25 minutes of an idle machine"
 	@echo "make bench-executors measure each learner under each executor, ten minutes of an idle machine"
 	@echo "make bench-share say where the time of a study goes, three minutes"
+	@echo "make bench-workers trials an hour with two workers beside one, ten minutes of an idle machine"
 	@echo "make bench-environments measure environments beside Gymnasium's own, three minutes"
 	@echo "make bench-search measure docs/results/search: strategies on surrogates, beside SMAC3, half an hour"
 	@echo "make bench-real the search, Optuna, random search and defaults on Omniglot at equal CPU time: six hours of a core"
@@ -179,6 +180,9 @@ bench-speed: build/peers/done
 
 bench-executors: .venv/metaopt
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/executors.py
+
+bench-workers: .venv/metaopt
+	OMP_NUM_THREADS=1 PYTHONPATH=docs $(BIN)/python -W ignore benchmarks/workers.py
 
 bench-share: .venv/metaopt
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/share.py quickstart --timeout 20m --trials 12

@@ -1,4 +1,4 @@
-"""What docs/challenge.py, clinc.py, pruning.py and worth.py share: a study run as its user would run it."""
+"""What scripts that run whole studies share: a study run as its user would run it, and said what came of it."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from typing import Any
 METAOPT = [sys.executable, "-m", "metaopt"]
 
 
-def study(file: str | Path, run: Path, settings: Sequence[str]) -> tuple[dict[str, Any], float]:
+def study(file: str | Path, run: Path, settings: Sequence[str], *options: str) -> tuple[dict[str, Any], float]:
     """Run a study with these settings, "key=value" each; return its leaderboard and the CPU seconds of all of it."""
-    options = [part for setting in settings for part in ("--set", setting)]
-    process = Popen([*METAOPT, "study", "run", str(file), *options, "--output", str(run), "--quiet"], stdout=DEVNULL)
+    given = [part for setting in settings for part in ("--set", setting)]
+    command = [*METAOPT, "study", "run", str(file), *given, *options, "--output", str(run), "--quiet"]
+    process = Popen(command, stdout=DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"the study in {run} did not come to its end")

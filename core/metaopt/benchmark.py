@@ -10,7 +10,6 @@ import torch
 from torch import Generator
 
 from metaopt.errors import UserError, unknown
-from metaopt.executor import Loop, choose
 from metaopt.learner import Learner
 from metaopt.objective import MetaObjective, Outcome
 from metaopt.plugins import Registry
@@ -34,10 +33,9 @@ def evaluate(learner: Learner, bench: Bench, registry: Registry, name: str) -> d
             f"{learner.name} learns a fixed number of ways, here {tasks.train_way}, and the tasks of {name} are "
             f"{spec.n_way}-way; train it with tasks.n_way {spec.n_way}"
         )
-    executor = choose(bench.study.executor, spec) if learner.batchable else Loop()
     sampler = _InOrder(batch)
     scores = meta_test(
-        learner.with_spec(spec), sampler, "test", _Right(None), len(batch), executor, draw=Generator(),
+        learner.with_spec(spec), sampler, "test", _Right(None), len(batch), bench.executor(learner), draw=Generator(),
         device=bench.device,
     )  # fmt: skip
     n = batch.query_y.numel()

@@ -96,7 +96,11 @@ def _study_arguments(study: Any) -> None:
         metavar="WHAT",
         help="of several objectives, which decides, within bounds: 'accuracy, parameters<=5e4'",
     )
-    run.add_argument("--executor", metavar="NAME", help="how tasks are computed: auto, loop, traced-loop, vmap, traced")
+    run.add_argument(
+        "--executor",
+        metavar="NAME",
+        help="how tasks are computed: auto, loop, traced-loop, vmap, traced, or fastest, which is measured",
+    )
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set any key of the study file: tasks.n_way=20"
     )

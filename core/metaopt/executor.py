@@ -9,9 +9,9 @@ else each task would have a gradient of its own for every weight, only for their
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,24 @@ class Recorder:
     """Records what is called often, one way for each learner, method and shape."""
 
     def __init__(self) -> None:
-        self.seen: Counter[Hashable] = Counter()
-        self.replays: dict[Hashable, tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
+        self.at_second = False
+        """Whether it records what it sees for the second time."""
+        self.seen: Counter[tuple[Any, ...]] = Counter()
+        self.replays: dict[tuple[Any, ...], tuple[Callable[..., Sequence[Tensor]], list[str]]] = {}
+
+    def patience(self) -> int:
+        """Return the call of one kind at which it is recorded."""
+        return 2 if self.at_second else self._patience()
+
+    def sizes(self) -> int:
+        """Return how many sizes of tasks were seen, by the kind of call that saw most."""
+        return max(Counter(what for _, what, *_ in self.seen).values(), default=0)
+
+    def soon(self) -> Self:
+        """Return another that records at the second call, to tell how fast this one will be."""
+        other = type(self)()
+        other.at_second = True
+        return other
 
     def _patience(self) -> int:
         return RECORD_AFTER
@@ -116,7 +132,7 @@ class Recorder:
         key = (learner, what, n_tasks, learner.training, tuple(parameters), *sizes)
         values = [parameter.detach() for parameter in parameters.values()]
         self.seen[key] += 1
-        if self.seen[key] == self._patience() and learner.traceable:
+        if self.seen[key] == self.patience() and learner.traceable:
             n = len(parameters)
 
             def flat(*inputs: Tensor) -> Sequence[Tensor]:
@@ -137,7 +153,6 @@ class Recorder:
         """Return as JSON how often each kind of call of this learner was seen, for `take_up`."""
         calls = []
         for key, n in self.seen.items():
-            assert isinstance(key, tuple)
             one, what, n_tasks, training, _, *sizes = key
             if one is learner:
                 written = [[list(shape), str(dtype), str(device)] for shape, dtype, device in sizes]
@@ -152,7 +167,7 @@ class Recorder:
                 (torch.Size(shape), getattr(torch, dtype.removeprefix("torch.")), torch.device(device))
                 for shape, dtype, device in sizes
             )
-            self.seen[learner, what, n_tasks, training, names, *tensors] = min(n, self._patience() - 1)
+            self.seen[learner, what, n_tasks, training, names, *tensors] = min(n, self.patience() - 1)
 
 
 class Traced(Recorder, Executor):
@@ -254,6 +269,8 @@ def _listed(result: Tensor | dict[str, Tensor], names: list[str]) -> Sequence[Te
     return list(result.values())
 
 
+FASTEST = "fastest"
+"""What stands for a name in a study file until it is measured (metaopt.study.fastest)."""
 EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "traced-loop": TracedLoop, "vmap": Vmap, "traced": Traced}
 
 
@@ -264,10 +281,10 @@ def choose(name: str, spec: TaskSpec) -> Executor:
     times faster again. For convolutions over more than about 30 pictures a task vmap is slower than the loop, because
     weights adapted to each task turn them into grouped convolutions.
     """
-    if name == "auto":
+    if name in ("auto", FASTEST):
         name = "traced" if len(spec.x_shape) == 1 else "traced-loop"
     if name not in EXECUTORS:
-        raise UserError(unknown("executor", name, ["auto", *EXECUTORS]))
+        raise UserError(unknown("executor", name, ["auto", FASTEST, *EXECUTORS]))
     return EXECUTORS[name]()
 
 

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from metaopt.errors import TrialError
 from metaopt.executor import Executor, trainable
 from metaopt.learner import Gradients, Learner
 from metaopt.objective import MetaObjective, Outcome
+from metaopt.pace import measured
 from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_tasks, sized
 
 TASKS_A_CALL = 16
@@ -493,14 +493,17 @@ def _affordable(
     device: torch.device,
 ) -> int:
     """Return how many tasks so many seconds are good for, by timing a few steps on a copy of the learner."""
+    started = time.process_time()
+    pace = measured(rehearsed(learner, sampler, outer, seed, device), executor, cpu_seconds, 0.05 * cpu_seconds)
+    left = cpu_seconds - (time.process_time() - started)
+    return max(1, int(pace.steps(left))) * outer.tasks_per_step
+
+
+def rehearsed(
+    learner: Learner, sampler: TaskSampler, outer: Outer, seed: int, device: torch.device
+) -> Callable[[Executor], Tensor]:
+    """Return what takes outer steps on a copy of the learner, to be timed."""
     trial, draw, spec = copy.deepcopy(learner), seeds.generator(seed, "probe"), learner.spec
     update = _updater(trial, outer.build(list(trainable(trial).values())), outer, Average(trial, outer.averaging))
     trial.train()
-    seconds: list[float] = []
-    started = time.process_time()
-    while len(seconds) < 3 or (time.process_time() - started < 0.05 * cpu_seconds and len(seconds) < 50):
-        before = time.process_time()
-        outer_step(trial, spec, sampler, outer.tasks_per_step, draw, device, executor, update)
-        seconds.append(time.process_time() - before)
-    left = cpu_seconds - (time.process_time() - started)
-    return max(1, int(left / median(seconds))) * outer.tasks_per_step
+    return lambda executor: outer_step(trial, spec, sampler, outer.tasks_per_step, draw, device, executor, update)

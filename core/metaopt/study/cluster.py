@@ -13,12 +13,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt.errors import UserError
-from metaopt.study import search, tested, worker
+from metaopt.study import fastest, search, tested, worker
 from metaopt.study.folder import owned
 from metaopt.study.ledger import SCORES, write_scores
 from metaopt.study.patience import Patient
 from metaopt.study.shared import Shared, is_expired, kept_scores
-from metaopt.study.stores import open_store
+from metaopt.study.stores import Store, open_store
 from metaopt.study.trial import Bench, TrialResult
 
 
@@ -32,8 +32,9 @@ def create(bench: Bench, url: str, artifacts: str | None = None) -> dict[str, An
 
 
 def _create(bench: Bench, url: str, artifacts: str | None) -> dict[str, Any]:
-    study = bench.study
-    with closing(open_store(url, study.name, new=True)) as store, store.alone():
+    with closing(open_store(url, bench.study.name, new=True)) as store, store.alone():
+        fastest.settle(bench, _executor(store, bench.study.name))
+        study = bench.study
         ledger = Shared(bench, store, Path("runs") / study.name)
         before, now = ledger.optuna.user_attrs["study"], study.to_dict()
         if before != now:
@@ -42,6 +43,13 @@ def _create(bench: Bench, url: str, artifacts: str | None) -> dict[str, Any]:
             ledger.optuna.set_user_attr("artifacts", artifacts)
         done = sum(trial.state.is_finished() for trial in ledger.optuna.get_trials(deepcopy=False))
     return {"study": study.name, "trials": study.trials, "done": done}
+
+
+def _executor(store: Store, name: str) -> object:
+    """Return what a study in the storage has for executors; None where there is none of that name."""
+    if name not in worker.names(store):
+        return None
+    return optuna.load_study(study_name=name, storage=store.storage).user_attrs.get("study", {}).get("executor")
 
 
 def status(url: str, name: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
@@ -12,7 +12,7 @@ import yaml
 from metaopt import tune
 from metaopt.augment import Augment
 from metaopt.errors import UserError, unknown
-from metaopt.executor import EXECUTORS
+from metaopt.executor import EXECUTORS, FASTEST
 from metaopt.nn import Precision
 from metaopt.plugins import Registry
 from metaopt.study.space import Drawing, Section, Space
@@ -221,7 +221,8 @@ class Study:
     """A file to which the study adds what it found best, when it is finished."""
     prune: bool
     """Whether a hopeless trial is stopped during meta-training."""
-    executor: str
+    executor: str | Mapping[str, str]
+    """How tasks are computed, of all learners or by learner."""
     isolation: Literal["none", "process"]
     """Whether each trial runs in a process of its own, so that a learner that crashes costs its trial only."""
     limits: Limits
@@ -428,7 +429,7 @@ def resolve(raw: Mapping[str, Any], where: str, registry: Registry) -> Study:
         warm_start=top.get("warm_start", _paths, ()),
         portfolio=top.get("portfolio", _path, None),
         prune=top.get("prune", _flag, True),
-        executor=top.get("executor", _one_of("auto", *EXECUTORS), "auto"),
+        executor=top.get("executor", _executors(space.learners), "auto"),
         isolation=top.get("isolation", _one_of("none", "process"), "none"),
         limits=_limits(top),
         seed=top.get("seed", _whole(0), 0),
@@ -921,6 +922,23 @@ def _one_of(*allowed: Any) -> Callable[[object], Any]:
     def check(value: object) -> Any:
         if value not in allowed or isinstance(value, bool):
             raise ValueError(f"{value!r} must be {' or '.join(map(str, allowed))}")
+        return value
+
+    return check
+
+
+def _executors(learners: Collection[str]) -> Callable[[object], str | dict[str, str]]:
+    """Take the name of an executor, or one for each of some learners."""
+    name = _one_of("auto", FASTEST, *EXECUTORS)
+
+    def check(value: object) -> Any:
+        if not isinstance(value, dict):
+            return name(value)
+        for learner, one in value.items():
+            if learner not in learners:
+                raise ValueError(unknown("learner of this study", learner, learners))
+            if one not in ("auto", *EXECUTORS):
+                raise ValueError(f"{learner}: {one!r} must be {' or '.join(('auto', *EXECUTORS))}")
         return value
 
     return check

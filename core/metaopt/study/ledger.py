@@ -192,7 +192,7 @@ class Ledger:
         return True
 
     def _halved(self, number: int, step: int) -> bool:
-        """Tell whether a trial is not among the better half of those that reached this step (successive halving)."""
+        """Tell whether a trial is not among the better third of those that reached this step (successive halving)."""
         rung = self.rungs.setdefault(step, Rung(step))
         maximize = self.bench.objective.direction == "maximize"
         estimate = rung.estimate(number, self.optuna.get_trials(deepcopy=False), maximize=maximize)

@@ -12,6 +12,8 @@ from functools import partial
 
 from optuna.trial import FrozenTrial
 
+SHARE = 3
+"""One of so many goes on, the usual share of Hyperband (Li et al., 2018, arXiv:1603.06560)."""
 LEAST = 4
 """Trials that reached a step before any is stopped there."""
 
@@ -32,7 +34,7 @@ class Rung:
         """All trials before that number have ended and were looked at, and these after it."""
 
     def estimate(self, number: int, trials: Sequence[FrozenTrial], *, maximize: bool) -> float | None:
-        """Return what a trial will come to where it is not among the better half; None where it is, or nobody knows.
+        """Return what a trial will come to where it is not among the better third; None where it is, or nobody knows.
 
         `trials` are all of the study, by their number.
         """
@@ -54,7 +56,7 @@ class Rung:
             better += (
                 len(values) - bisect_right(values, own, key=end) if maximize else bisect_left(values, own, key=end)
             )
-        return own if better >= max(1, n // 2) else None
+        return own if better >= max(1, n // SHARE) else None
 
     def _follow(self, trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
         """Look at the trials that have ended since; yield those that reached the step and run."""

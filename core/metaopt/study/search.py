@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from metaopt.ensemble import Ensemble
 from metaopt.errors import UserError
 from metaopt.files import write_json, write_text
 from metaopt.objective import MetaObjective
-from metaopt.study import file, leaderboard, model, portfolio, strategy, tested, versions
+from metaopt.study import fastest, file, leaderboard, model, portfolio, strategy, tested, versions
 from metaopt.study.crew import LOST, Alone, Crew, Workers
 from metaopt.study.file import Preference
 from metaopt.study.folder import owned
@@ -79,6 +79,7 @@ def run(
     with owned(folder):
         refuse_another(bench.study.name, folder / "study.yaml")
         portfolio.check(bench)
+        executors = fastest.settle(bench, _kept(folder / "study.yaml").get("executor"))
         kept, patient = open_storage(folder, storage), Patient(storage or "", stopped)
         ledger = patient(Ledger, bench, kept, folder)
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
@@ -92,7 +93,7 @@ def run(
         spent = max(earlier["seconds"] if earlier else 0.0, patient(ledger.seconds))
         end = started + bench.study.timeout - spent if bench.study.timeout else math.inf
         watcher.began(bench, ledger.results)
-        _tell_starts(ledger, watcher)
+        _tell_first(ledger, watcher, executors)
         crew: Crew = (
             Workers(bench, workers, ledger.report, stopped)
             if workers > 1 or bench.study.isolation == "process"
@@ -133,7 +134,9 @@ def run(
         return board
 
 
-def _tell_starts(ledger: Ledger, watcher: Watcher) -> None:
+def _tell_first(ledger: Ledger, watcher: Watcher, executors: str | None) -> None:
+    if executors:
+        watcher.phase(executors)
     if ledger.starts and not ledger.results:
         studies = ", ".join(dict.fromkeys(start["study"] for start in ledger.starts))
         watcher.phase(f"after the defaults come {len(ledger.starts)} pipelines of earlier studies: {studies}")
@@ -141,11 +144,15 @@ def _tell_starts(ledger: Ledger, watcher: Watcher) -> None:
 
 def refuse_another(name: str, path: Path) -> None:
     """Raise UserError where a run folder's study file is another study's."""
-    if path.exists() and (other := file.read(path).get("name")) != name:
+    if (other := _kept(path).get("name", name)) != name:
         raise UserError(
             f"{path.parent} is the run folder of the study {other!r}, and this one is named {name!r}; "
             "give another folder with --output"
         )
+
+
+def _kept(path: Path) -> Mapping[str, Any]:
+    return file.read(path) if path.exists() else {}
 
 
 def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:

@@ -199,7 +199,9 @@ class Bench:
 
     def executor(self, learner: Learner) -> Executor:
         """Return the executor that runs this learner's tasks."""
-        return choose(self.study.executor, self.spec) if learner.batchable else Loop()
+        asked = self.study.executor
+        name = asked if isinstance(asked, str) else asked.get(learner.name, "auto")
+        return choose(name, self.spec) if learner.batchable else Loop()
 
     def decided(self, scores: Scores) -> Scores:
         """Return scores as they are by the decisive objective, those by the others beside them."""

@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -498,10 +498,10 @@ def _predict(learner: Learner, tasks: TaskBatch, index: int = 0) -> Tensor:
     return predictions.detach()
 
 
-class _SeenOften(Counter[Hashable]):
+class _SeenOften(Counter[tuple[Any, ...]]):
     """Makes `Traced` record a call when it first comes."""
 
-    def __missing__(self, key: Hashable) -> int:
+    def __missing__(self, key: tuple[Any, ...]) -> int:
         return RECORD_AFTER - 1
 
 

@@ -26,7 +26,7 @@ def told(number: int, trials: list[FrozenTrial], *, maximize: bool) -> float | N
         return None
     sign = 1 if maximize else -1
     better = sum(sign * other > sign * predicted[number] for other in predicted.values())
-    return predicted[number] if better >= max(1, len(predicted) // 2) else None
+    return predicted[number] if better >= max(1, len(predicted) // 3) else None
 
 
 @pytest.mark.parametrize("maximize", [True, False])
