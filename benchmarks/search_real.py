@@ -10,7 +10,7 @@ seconds, on one thread, and the same tasks to score its trials on; what a trial 
 Whenever a trial scores best so far its model is kept, and afterwards scored on test tasks, which costs nobody's time. A
 trial that does not end in the time does not count. There are no finalists, for anybody.
 
-    python benchmarks/search_real.py [--seeds 0 1 2] [--cpu-seconds 900] [--only CONTENDER …] [--output DIR]
+    python benchmarks/search_real.py [--seeds 0 1 2] [--cpu-seconds 450] [--only CONTENDER …] [--output DIR]
 
 Each contender and seed has a file of its own in DIR, so that several processes can share the work; what is there is
 not run again. The table is of all that is there.
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=ROOT / "studies" / "omniglot-minimal.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the study file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cpu-seconds", type=float, default=900)
+    parser.add_argument("--cpu-seconds", type=float, default=450)
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--only", nargs="+", metavar="CONTENDER", help="such as metaopt or 'defaults of maml'")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "search_real", metavar="DIR")
