@@ -63,9 +63,10 @@ def main() -> None:
         ci95 = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
         tasks, seconds = (shares[-1] for shares in saved.values())
         running.say(
-            f"seed {seed}: {pruning['pruned']} of {options.trials} trials stopped; of {without['trained_tasks']:,} tasks "
-            f"{tasks:.0%} saved, of {without['cpu_seconds']:.0f} CPU seconds {seconds:.0%}; on test {other.mean():.4f} "
-            f"in the place of {scores.mean():.4f}, {apart.mean():+.4f} ± {ci95:.4f}"
+            f"seed {seed}: {pruning['pruned']} of {options.trials} trials stopped; "
+            f"of {without['trained_tasks']:,} tasks {tasks:.0%} saved, "
+            f"of {without['cpu_seconds']:.0f} CPU seconds {seconds:.0%}; "
+            f"on test {other.mean():.4f}, {apart.mean():+.4f} ± {ci95:.4f}"
         )
     tasks, seconds = (mean(shares) for shares in saved.values())
     running.say(f"saved on average: {tasks:.0%} of the tasks that trials train on, {seconds:.0%} of all CPU seconds")
