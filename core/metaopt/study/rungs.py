@@ -16,6 +16,9 @@ SHARE = 3
 """One of so many goes on, the usual share of Hyperband (Li et al., 2018, arXiv:1603.06560)."""
 LEAST = 4
 """Trials that reached a step before any is stopped there."""
+OWN = 3
+"""Complete trials of a learner before what its others will gain is believed: were it known of its defaults alone, and
+these gain little, no other would get as far as to show more."""
 
 
 class Rung:
@@ -39,7 +42,7 @@ class Rung:
         `trials` are all of the study, by their number.
         """
         running = list(self._follow(trials))
-        means = {learner: math.fsum(gains) / len(gains) for learner, gains in self.gains.items()}
+        means = {learner: math.fsum(gains) / len(gains) for learner, gains in self.gains.items() if len(gains) >= OWN}
         predicted = {
             one.number: one.intermediate_values[self.step] + means[learner]
             for one in running

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from metaopt.study.rungs import LEAST, Rung
+from metaopt.study.rungs import LEAST, OWN, Rung
 
 
 def told(number: int, trials: list[FrozenTrial], *, maximize: bool) -> float | None:
@@ -20,7 +20,7 @@ def told(number: int, trials: list[FrozenTrial], *, maximize: bool) -> float | N
     predicted = {
         one.number: one.intermediate_values[50] + float(np.mean(gains[one.params["learner"]]))
         for one in reached
-        if one.params["learner"] in gains
+        if len(gains.get(one.params["learner"], [])) >= OWN
     }
     if number not in predicted or len(predicted) < LEAST:
         return None
