@@ -14,8 +14,6 @@ from optuna.trial import FrozenTrial
 
 SHARE = 3
 """One of so many goes on, the usual share of Hyperband (Li et al., 2018, arXiv:1603.06560)."""
-LEAST = 4
-"""Trials that reached a step before any is stopped there."""
 OWN = 3
 """Complete trials of a learner before what its others will gain is believed: were it known of its defaults alone, and
 these gain little, no other would get as far as to show more."""
@@ -49,7 +47,7 @@ class Rung:
             if (learner := one.params.get("learner")) in means
         }
         n = len(predicted) + sum(len(self.values[learner]) for learner in means)
-        if number not in predicted or n < LEAST:
+        if number not in predicted:
             return None
         own = predicted[number]
         better = sum(one > own if maximize else one < own for one in predicted.values())

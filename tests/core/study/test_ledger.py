@@ -276,7 +276,7 @@ def curve(book: Ledger, learner: str, at_half: float, end: float) -> bool:
     return stopped
 
 
-def test_a_trial_is_stopped_unless_it_is_in_the_better_half_of_what_all_will_come_to(
+def test_a_trial_is_stopped_unless_it_is_in_the_better_third_of_what_all_will_come_to(
     ledger: Callable[..., Ledger],
 ) -> None:
     book = ledger(trials=100)  # less error is better
@@ -284,24 +284,27 @@ def test_a_trial_is_stopped_unless_it_is_in_the_better_half_of_what_all_will_com
         job = book.ask()  # the defaults: maml gains 4 from half of its training on, the others 1
         assert not book.report(job.number, 0.5, [5.0 if learner != "finetune" else 5.5] * 5)
         book.tell(Done(TrialResult(job.number, "complete", learner, job.params, job.seed, mean=end)))
-    assert not curve(book, "maml", 4.9, 1.2), "it will come to 0.9, the best of all"
-    assert curve(book, "reptile", 3.9, 0.0), "as good by then, but its learner gains little: 2.9"
-    assert curve(book, "maml", 6.9, 0.0), "3.05, and it is behind the better three"
+    for learner, gain in (("maml", 4.0), ("reptile", 1.0)):
+        assert not curve(book, learner, 5.125, 5.125 - gain)
+        assert not curve(book, learner, 5.25, 5.25 - gain)
+    assert not curve(book, "maml", 4.875, 0.875), "it will come to the best of all"
+    assert curve(book, "reptile", 3.875, 0.0), "better by then, but its learner gains little: 2.875"
+    assert not curve(book, "maml", 5.0625, 1.0625), "the third of nine"
+    assert curve(book, "maml", 5.1875, 0.0), "the fifth of ten"
     estimates = {one.number: one.value for one in book.optuna.get_trials() if one.user_attrs["result"]["estimate"]}
-    assert estimates == {4: pytest.approx(2.9), 5: pytest.approx(6.9 - (4.0 + 3.7) / 2)}
+    assert estimates == {8: 2.875, 10: 1.1875}
 
 
-def test_no_trial_is_stopped_before_four_got_so_far_nor_where_its_learner_has_not_finished_one(
-    ledger: Callable[..., Ledger],
-) -> None:
+def test_no_trial_is_stopped_where_its_learner_has_not_finished_three(ledger: Callable[..., Ledger]) -> None:
     book = ledger(trials=100)
     jobs = [book.ask() for _ in range(3)]
     for job in jobs[:2]:
         assert not book.report(job.number, 0.5, [1.0] * 5)
         book.tell(Done(TrialResult(job.number, "complete", job.params["learner"], job.params, job.seed, mean=0.0)))
-    assert not curve(book, "maml", 50.0, 40.0), "the third to get there"
+    assert not curve(book, "maml", 50.0, 40.0)
+    assert not curve(book, "maml", 60.0, 50.0)
     assert not curve(book, "finetune", 90.0, 80.0), "its default still runs"
-    assert curve(book, "maml", 60.0, 0.0)
+    assert curve(book, "maml", 70.0, 0.0), "three of its own have come to their end"
 
 
 def test_an_error_that_is_not_finite_stops_nothing(ledger: Callable[..., Ledger]) -> None:
