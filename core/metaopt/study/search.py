@@ -144,7 +144,7 @@ def _tell_first(ledger: Ledger, watcher: Watcher, executors: str | None) -> None
 
 def refuse_another(name: str, path: Path) -> None:
     """Raise UserError where a run folder's study file is another study's."""
-    if (other := _kept(path).get("name", name)) != name:
+    if path.exists() and (other := _kept(path).get("name")) != name:
         raise UserError(
             f"{path.parent} is the run folder of the study {other!r}, and this one is named {name!r}; "
             "give another folder with --output"
