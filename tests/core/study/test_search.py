@@ -774,6 +774,14 @@ def test_a_study_is_not_run_in_the_folder_of_another(lab: Any, tmp_path: Path) -
     assert study(tmp_path / "a") == board
 
 
+def test_a_study_file_of_somebodys_own_is_not_written_over(lab: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "study.yaml").write_text("learners: [toy]\n")
+    with pytest.raises(UserError, match=r"^.*/a is the run folder of the study None, and this one is named 's'; give "):
+        study(tmp_path / "a")
+    assert (tmp_path / "a" / "study.yaml").read_text() == "learners: [toy]\n"
+
+
 def test_a_refused_study_leaves_no_folder(lab: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--storage: cannot open that storage"):
         study(tmp_path / "runs" / "a", options={"storage": "nonsense"})
