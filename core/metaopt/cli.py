@@ -444,7 +444,7 @@ def _study_create(options: argparse.Namespace) -> int:
         crew.check(bench)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    made = cluster.create(bench, url, options.artifacts and artifacts.place(options.artifacts))
+    made = cluster.create(bench, url, options.artifacts and artifacts.checked(options.artifacts))
     _print_json(made) if options.json else terminal.show_created(made)
     return 0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaopt.executor import Executor, Loop, Recorder
+from metaopt.executor import Executor, Loop, Recorder, Traced
 from metaopt.pace import Pace, measured
 
 PACE = Pace(plain=0.5, after=10, recording=3.0, replayed=0.25)
@@ -64,17 +64,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-class Recording(Recorder):
-    name = "recording"
-
-
 def test_a_long_training_is_timed_before_and_after_it_is_recorded(clock: Clock) -> None:
-    assert measured(clock.step, Recording(), 10_000, 10) == Pace(8, 100, 100, 1)  # type: ignore[arg-type]
+    assert measured(clock.step, Traced(), 10_000, 10) == Pace(8, 100, 100, 1)
     assert clock.now == 3 * 8 + 8 + 101 + 10
 
 
 def test_of_a_training_that_ends_before_it_nothing_is_recorded(clock: Clock) -> None:
-    assert measured(clock.step, Recording(), 8 * 140, 10) == Pace(8)  # type: ignore[arg-type]
+    assert measured(clock.step, Traced(), 8 * 140, 10) == Pace(8)
     assert clock.recorded == 0
 
 
@@ -84,13 +80,13 @@ def test_an_executor_that_records_nothing_is_timed_once(clock: Clock) -> None:
 
 
 def test_where_a_step_has_several_calls_it_is_recorded_after_fewer_steps(clock: Clock) -> None:
-    pace = measured(lambda executor: clock.step(executor, calls=4), Recording(), 10_000, 10)  # type: ignore[arg-type]
+    pace = measured(lambda executor: clock.step(executor, calls=4), Traced(), 10_000, 10)
     assert pace.after == 25
 
 
 def test_tasks_of_many_sizes_are_taken_for_never_recorded(clock: Clock) -> None:
     sizes = iter(range(1000))
-    assert measured(lambda executor: clock.step(executor, next(sizes)), Recording(), 10_000, 10).after == math.inf  # type: ignore[arg-type]
+    assert measured(lambda executor: clock.step(executor, next(sizes)), Traced(), 10_000, 10).after == math.inf
 
 
 def test_what_cannot_be_recorded_is_taken_for_never_recorded(clock: Clock) -> None:
@@ -99,7 +95,7 @@ def test_what_cannot_be_recorded_is_taken_for_never_recorded(clock: Clock) -> No
         assert isinstance(executor, Recorder)
         executor.replays.clear()
 
-    assert measured(step, Recording(), 10_000, 10).after == math.inf  # type: ignore[arg-type]
+    assert measured(step, Traced(), 10_000, 10).after == math.inf
 
 
 def test_a_clock_that_stands_still_ends_nothing(clock: Clock) -> None:

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
-from optuna.artifacts._protocol import ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from metaopt.errors import UserError
@@ -69,7 +68,7 @@ class Artifact:
             store, key = self._found()
             store.remove(key)
 
-    def _found(self) -> tuple[ArtifactStore, str]:
+    def _found(self) -> tuple[FileSystemArtifactStore | Boto3ArtifactStore, str]:
         if not self.url.startswith(S3):
             return _Folder(self.url), self.name
         bucket, _, prefix = self.url.removeprefix(S3).partition("/")
@@ -83,16 +82,16 @@ class Artifact:
             log.warning("the checkpoint %s was not %s: %s", self, what, error)
 
 
-def place(given: str) -> str:
+def checked(given: str) -> str:
     """Return what `--artifacts` was given as every machine may read it. Raises UserError where nothing can be kept."""
     in_s3 = given.startswith(S3) and given.removeprefix(S3).strip("/")
     if "://" in given and not in_s3:
         raise UserError(f"--artifacts: {given} is neither a folder nor s3://BUCKET/PREFIX; give one of these")
     url = given.rstrip("/") if in_s3 else str(Path(given).resolve())
     require(url)
-    trial = Artifact(url, f"metaopt-{os.getpid()}")
+    probe = Artifact(url, f"metaopt-{os.getpid()}")
     try:
-        store, key = trial._found()
+        store, key = probe._found()
         store.write(key, io.BytesIO(b"Can anything be kept here?"))
         store.remove(key)
     except Exception as error:

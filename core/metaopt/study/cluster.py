@@ -18,14 +18,14 @@ from metaopt.study.folder import owned
 from metaopt.study.ledger import SCORES, write_scores
 from metaopt.study.patience import Patient
 from metaopt.study.shared import Shared, is_expired, kept_scores
-from metaopt.study.stores import Store, open_store
+from metaopt.study.stores import open_store
 from metaopt.study.trial import Bench, TrialResult
 
 
 def create(bench: Bench, url: str, artifacts: str | None = None) -> dict[str, Any]:
     """Make a shared study in the storage at `url`, or give one that is there another number of trials, or more time.
 
-    `artifacts`, of `metaopt.study.artifacts.place`, is where its long trials are kept on their way. Raises UserError
+    `artifacts`, of `metaopt.study.artifacts.checked`, is where its long trials are kept on their way. Raises UserError
     where the study is there and differs in what makes trials compare.
     """
     return _at_once(url)(_create, bench, url, artifacts)
@@ -33,7 +33,7 @@ def create(bench: Bench, url: str, artifacts: str | None = None) -> dict[str, An
 
 def _create(bench: Bench, url: str, artifacts: str | None) -> dict[str, Any]:
     with closing(open_store(url, bench.study.name, new=True)) as store, store.alone():
-        fastest.settle(bench, _executor(store, bench.study.name))
+        fastest.settle(bench, store.storage)
         study = bench.study
         ledger = Shared(bench, store, Path("runs") / study.name)
         before, now = ledger.optuna.user_attrs["study"], study.to_dict()
@@ -43,13 +43,6 @@ def _create(bench: Bench, url: str, artifacts: str | None) -> dict[str, Any]:
             ledger.optuna.set_user_attr("artifacts", artifacts)
         done = sum(trial.state.is_finished() for trial in ledger.optuna.get_trials(deepcopy=False))
     return {"study": study.name, "trials": study.trials, "done": done}
-
-
-def _executor(store: Store, name: str) -> object:
-    """Return what a study in the storage has for executors; None where there is none of that name."""
-    if name not in worker.names(store):
-        return None
-    return optuna.load_study(study_name=name, storage=store.storage).user_attrs.get("study", {}).get("executor")
 
 
 def status(url: str, name: str | None) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """`executor: fastest`: which executor meta-trains each learner soonest here, measured once and kept with the study.
 
 Executors differ in rounding alone. So that a study that goes on, or is repeated from the file in its run folder, stays
-the same to the last bit, the names that were found stand in that file, by learner.
+the same to the last bit, the names that were found stand in that file and in the storage, by learner.
 """
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
+import optuna
 import torch
+from optuna.storages import BaseStorage
 
 from metaopt.executor import EXECUTORS, FASTEST, Loop, choose, trainable
-from metaopt.pace import Pace, measured
+from metaopt.pace import measured
 from metaopt.study.space import section
 from metaopt.study.trial import Bench
 from metaopt.train import Outer, rehearsed
@@ -21,18 +23,22 @@ SPEND = 0.25
 """CPU seconds to time steps of one kind."""
 
 
-def settle(bench: Bench, kept: object) -> str | None:
+def settle(bench: Bench, storage: BaseStorage) -> str | None:
     """Put executors by learner in the place of "fastest" and return what to tell of it; None where it is not asked for.
 
-    `kept` is the key of the study file of before: what was found then holds.
+    Where the storage holds the study, what was found when it began holds.
     """
-    if bench.study.executor != FASTEST:
+    study = bench.study
+    if study.executor != FASTEST:
         return None
-    found = dict(kept) if isinstance(kept, Mapping) else {
-        learner: name for learner in bench.study.space.learners if (name := fastest(bench, learner))
-    }  # fmt: skip
+    found: object = None
+    if study.name in optuna.get_all_study_names(storage):
+        kept = optuna.load_study(study_name=study.name, storage=storage).user_attrs
+        found = kept.get("study", {}).get("executor")
+    if not isinstance(found, dict):
+        found = {learner: name for learner in study.space.learners if (name := fastest(bench, learner))}
     for one in (bench, *bench.folds, bench.last):
-        one.study = replace(bench.study, executor=found)
+        one.study = replace(study, executor=found)
     return "executors: " + ", ".join(f"{learner} {name}" for learner, name in found.items())
 
 
@@ -46,15 +52,13 @@ def fastest(bench: Bench, learner: str) -> str | None:
     if not trainable(built):
         return None
     budget, steps = study.budget, (study.budget.tasks or 0) / outer.tasks_per_step
-    paces: dict[str, Pace] = {}
     with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
         step = rehearsed(built, one.sampler, outer, study.seed, bench.device)
-        seconds = budget.cpu_seconds or measured(step, Loop(), 0.0, SPEND).seconds(steps)
-        for name, executor in EXECUTORS.items():
-            try:
-                paces[name] = measured(step, executor(), seconds, SPEND)
-            except RuntimeError:  # torch.func cannot run everything
-                continue
+        paces = {Loop.name: measured(step, Loop(), 0.0, SPEND)}  # which runs every learner
+        seconds = budget.cpu_seconds or paces[Loop.name].seconds(steps)
+        for name in (one for one in EXECUTORS if one not in paces):
+            with suppress(RuntimeError):  # torch.func cannot run everything
+                paces[name] = measured(step, EXECUTORS[name](), seconds, SPEND)
     cost = {
         name: 1 / pace.steps(budget.cpu_seconds) if budget.cpu_seconds else pace.seconds(steps)
         for name, pace in paces.items()

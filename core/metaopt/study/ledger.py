@@ -179,7 +179,7 @@ class Ledger:
             kept = self.optuna._storage.get_trial(trial._trial_id)
             if step not in kept.intermediate_values:  # of an earlier attempt
                 trial.report(float(so_far.mean()), step)
-            return not self._exempt(number) and self._halved(number, step)
+            return not self._exempt(number) and self._is_behind(number, step)
         best = self._best()
         if best is None or self._exempt(number):
             return False
@@ -191,7 +191,7 @@ class Ledger:
         self.estimates[number] = float(self._contributions(best).mean() + (so_far - theirs).mean())
         return True
 
-    def _halved(self, number: int, step: int) -> bool:
+    def _is_behind(self, number: int, step: int) -> bool:
         """Tell whether a trial is not among the better third of those that reached this step (successive halving)."""
         rung = self.rungs.setdefault(step, Rung(step))
         maximize = self.bench.objective.direction == "maximize"

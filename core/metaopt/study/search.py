@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,8 +79,8 @@ def run(
     with owned(folder):
         refuse_another(bench.study.name, folder / "study.yaml")
         portfolio.check(bench)
-        executors = fastest.settle(bench, _kept(folder / "study.yaml").get("executor"))
         kept, patient = open_storage(folder, storage), Patient(storage or "", stopped)
+        executors = patient(fastest.settle, bench, kept)
         ledger = patient(Ledger, bench, kept, folder)
         if said := strategy.degenerates(bench.study.strategy, bench.study.sampler, bench.study.space):
             log.warning("%s: %s", bench.study.name, said)
@@ -144,15 +144,11 @@ def _tell_first(ledger: Ledger, watcher: Watcher, executors: str | None) -> None
 
 def refuse_another(name: str, path: Path) -> None:
     """Raise UserError where a run folder's study file is another study's."""
-    if path.exists() and (other := _kept(path).get("name")) != name:
+    if path.exists() and (other := file.read(path).get("name")) != name:
         raise UserError(
             f"{path.parent} is the run folder of the study {other!r}, and this one is named {name!r}; "
             "give another folder with --output"
         )
-
-
-def _kept(path: Path) -> Mapping[str, Any]:
-    return file.read(path) if path.exists() else {}
 
 
 def _is_over(bench: Bench, ledger: Ledger, earlier: dict[str, Any]) -> bool:

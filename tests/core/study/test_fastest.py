@@ -49,19 +49,20 @@ def with_paces(monkeypatch: pytest.MonkeyPatch, **paces: Pace | Exception) -> No
 
 
 @pytest.mark.parametrize(
-    ("tasks", "found"), [(80, "vmap"), (400, "traced")], ids=["a short trial", "one that makes up for recording"]
+    ("budget", "found"),
+    [
+        ({"tasks": 80}, "vmap"),
+        ({"tasks": 400}, "traced"),
+        ({"cpu_seconds": 40}, "vmap"),
+        ({"cpu_seconds": 200}, "traced"),
+    ],
+    ids=["a short trial", "one that makes up for recording", "few seconds", "many"],
 )
-def test_what_counts_is_the_time_of_a_whole_trial(monkeypatch: pytest.MonkeyPatch, tasks: int, found: str) -> None:
-    with_paces(monkeypatch, loop=Pace(3.0), vmap=Pace(1.0), traced=Pace(1.0, 20, 50.0, 0.5))
-    assert fastest.fastest(bench(budget={"tasks": tasks}), "maml") == found
-
-
-@pytest.mark.parametrize(("seconds", "found"), [(40, "vmap"), (200, "traced")])
-def test_in_a_budget_of_seconds_it_is_the_number_of_steps(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, found: str
+def test_what_counts_is_the_time_of_a_whole_trial_or_the_steps_in_its_seconds(
+    monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any], found: str
 ) -> None:
     with_paces(monkeypatch, loop=Pace(3.0), vmap=Pace(1.0), traced=Pace(1.0, 20, 50.0, 0.5))
-    assert fastest.fastest(bench(budget={"cpu_seconds": seconds}), "maml") == found
+    assert fastest.fastest(bench(budget=budget), "maml") == found
 
 
 @pytest.mark.parametrize(("loop", "found"), [(0.96, "traced"), (0.94, "loop")])
