@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from metaopt.cuda import graphed
 from metaopt.errors import UserError, unknown
 from metaopt.graph import record
 from metaopt.learner import Gradients, Learner
@@ -138,9 +139,11 @@ class Recorder:
             def flat(*inputs: Tensor) -> Sequence[Tensor]:
                 return run(dict(zip(parameters, inputs[:n], strict=True)), *inputs[n:])
 
+            devices = {tensor.device for tensor in tensors if tensor.is_cuda}
             try:
-                with torch.random.fork_rng(devices=[]):  # else what is recorded anew after a checkpoint drew twice
-                    self.replays[key] = (record(flat, [*values, *tensors]), names)
+                with torch.random.fork_rng(devices):  # else what is recorded anew after a checkpoint drew twice
+                    inputs = [*values, *tensors]
+                    self.replays[key] = (graphed(record(flat, inputs), inputs), names)
             except Exception as error:  # tracing may fail in any way, and none of them is the user's concern
                 reason = next(iter(str(error).splitlines()), "")
                 log.info("%s of %s is not replayed (%s: %s)", what, learner.name, type(error).__name__, reason)
@@ -274,15 +277,15 @@ FASTEST = "fastest"
 EXECUTORS: Mapping[str, type[Executor]] = {"loop": Loop, "traced-loop": TracedLoop, "vmap": Vmap, "traced": Traced}
 
 
-def choose(name: str, spec: TaskSpec) -> Executor:
-    """Return the executor of that name; "auto" is `traced` for vectors and `traced-loop` for pictures.
+def choose(name: str, spec: TaskSpec, device: str = "cpu") -> Executor:
+    """Return the executor of that name; "auto" is `traced-loop` for pictures on a CPU, and `traced` otherwise.
 
     On a CPU vmap is some ten times faster than the loop on small networks, whose cost is dispatch, and replay three
     times faster again. For convolutions over more than about 30 pictures a task vmap is slower than the loop, because
-    weights adapted to each task turn them into grouped convolutions.
+    weights adapted to each task turn them into grouped convolutions. On CUDA launches are what takes time.
     """
     if name in ("auto", FASTEST):
-        name = "traced" if len(spec.x_shape) == 1 else "traced-loop"
+        name = "traced" if len(spec.x_shape) == 1 or device == "cuda" else "traced-loop"
     if name not in EXECUTORS:
         raise UserError(unknown("executor", name, ["auto", FASTEST, *EXECUTORS]))
     return EXECUTORS[name]()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from metaopt.cuda import moved
 from metaopt.environment import Environments, Outside
 from metaopt.errors import UserError
 from metaopt.preprocessing import Preprocessing
@@ -102,7 +103,7 @@ class TaskBatch:
         return self.support_x, self.support_y, self.query_x, self.query_y
 
     def to(self, device: torch.device) -> "TaskBatch":
-        return TaskBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        return TaskBatch(*(moved(tensor, device) for tensor in self.tensors()))
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Examples:
         return len(self.x)
 
     def to(self, device: torch.device) -> "Examples":
-        descriptions = None if self.descriptions is None else self.descriptions.to(device, non_blocking=True)
-        return Examples(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True), descriptions)
+        descriptions = None if self.descriptions is None else moved(self.descriptions, device)
+        return Examples(moved(self.x, device), moved(self.y, device), descriptions)
 
 
 class TaskSampler:

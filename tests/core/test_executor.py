@@ -422,6 +422,7 @@ def test_an_executor_is_chosen_by_its_name() -> None:
 @pytest.mark.parametrize("x_shape", [(5,), (1, 28, 28)])
 def test_auto_is_one_of_the_executors_for_examples_of_any_shape(x_shape: tuple[int, ...]) -> None:
     assert type(choose("auto", spec_of("classification", x_shape))) in EXECUTORS.values()
+    assert type(choose("auto", spec_of("classification", x_shape), "cuda")) is Traced
 
 
 def test_an_unknown_executor_is_refused_with_the_nearest_name() -> None:

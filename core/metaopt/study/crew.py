@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
+from metaopt.cuda import take_turn
 from metaopt.errors import UserError
 from metaopt.graph import record
 from metaopt.process import on_one_core
@@ -115,6 +116,8 @@ class Workers(Crew):
         self.jobs: dict[Connection, Job | None] = {}
         self.began: dict[Connection, float] = {}
         self.processes: dict[Connection, Any] = {}
+        self.turns: dict[Connection, int] = {}
+        """Each worker's number, which another has when it is gone."""
         self.traces = tempfile.TemporaryDirectory(prefix="metaopt-")
         """Where a process writes what it was doing when it crashed or was ended, in a file named by its number."""
         for _ in range(size):
@@ -167,9 +170,10 @@ class Workers(Crew):
     def _hire(self) -> None:
         link, far_end = self.context.Pipe()
         inherited = [*self.jobs, link] if self.context.get_start_method() == "fork" else []
+        self.turns[link] = min(set(range(len(self.turns) + 1)) - set(self.turns.values()))
         process = self.context.Process(
             target=_work,
-            args=(self.bench, far_end, inherited, self.stop, os.getpid(), Path(self.traces.name)),
+            args=(self.bench, far_end, inherited, self.stop, os.getpid(), Path(self.traces.name), self.turns[link]),
             daemon=True,
         )
         process.start()
@@ -179,7 +183,7 @@ class Workers(Crew):
     def _dismiss(self, link: Connection) -> Any:
         """Part from a worker, and from all that it started, and hire another; return its process."""
         process = self.processes.pop(link)
-        del self.jobs[link]
+        del self.jobs[link], self.turns[link]
         link.close()
         if self.isolated or process.is_alive():
             _end(process)
@@ -290,13 +294,17 @@ def _end(process: Any) -> None:
     process.kill()
 
 
-def _work(bench: Bench, link: Connection, inherited: list[Connection], stop: Any, parent: int, traces: Path) -> None:
+def _work(
+    bench: Bench, link: Connection, inherited: list[Connection], stop: Any, parent: int, traces: Path, turn: int
+) -> None:
     """Carry out jobs until the line to the parent ends."""
     for parents_end in inherited:
         parents_end.close()  # as long as anybody holds it, the line does not end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
     end_with(parent)
     on_one_core()
+    if bench.device.type == "cuda":
+        take_turn(turn)
     isolated, me, forked = bench.study.isolation == "process", os.getpid(), multiprocessing.RawValue("b", 0)
     if isolated:
         _alone()

@@ -239,6 +239,7 @@ def test_a_worker_that_dies_gives_its_job_back_as_lost_and_is_replaced(
     assert done[0].result.reason.endswith(how)
     assert (crew.idle, crew.busy) == (2, 0)
     assert all(map(alive, pids(crew)))
+    assert sorted(crew.turns.values()) == [0, 1], "whoever replaces it has its number"
     assert carry_out(crew, [job_of(bench, 3), job_of(bench, 4)]).keys() == {3, 4}
 
 
