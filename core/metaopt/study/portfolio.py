@@ -31,7 +31,7 @@ from metaopt.study.folder import refuse_links
 from metaopt.study.space import Drawing, Params
 from metaopt.study.trial import Bench
 from metaopt.task import ClassPool, TaskBatch, draw_tasks
-from metaopt.train import Outer
+from metaopt.train import Budget, Outer
 
 try:
     import fcntl
@@ -46,7 +46,7 @@ SHIPPED = Path(__file__).parents[1] / FILE
 """What `builtin` names: made by `make portfolio`."""
 FORMAT = 1
 MAX_BYTES, MAX_NAME = 2**24, 100
-MOST = 10
+MOST = 6
 """Pipelines of earlier studies that a study tries first, at most."""
 LOOKED_AT = 100
 """Tasks of the train pool from which it is told how hard they are."""
@@ -338,28 +338,35 @@ def _of_folder(folder: Path) -> list[Earlier]:
 def starts(bench: Bench) -> list[Start]:
     """Return what a study tries after its defaults, of the portfolios and run folders that it names.
 
-    First what did best in the study whose tasks are most like its own, each learner's best pipeline; as near as its
-    own space allows, each once and no default. Raises UserError where a source cannot be read.
+    Each learner's best pipeline, as near as the study's own space allows, each once and no default. First those of the
+    better half of the learners, then the others; of either half, first those of the study whose tasks are most like
+    its own. Where the budget is in tasks, having been trained on ten times as many, or as few, counts 1 more. Raises
+    UserError where a source cannot be read.
     """
     try:
         sources = [(source, _read(source)) for source in bench.study.warm_start]
     except UserError as error:
         raise UserError(f"warm_start: {error}") from None
     mine = describe(bench) if any(one.description for _, studies in sources for one in studies) else None
-    near = [
-        (_distance(mine, one, bench.study.objective), source, one) for source, studies in sources for one in studies
-    ]
     space, found = bench.study.space, list[Start]()
+    others = bench.registry.learners.keys() - space.learners.keys()
+    near = [
+        (worse, _distance(mine, one, bench.study.objective) + _longer(had, bench.study.budget), source, one, had)
+        for source, studies in sources
+        for one in studies
+        for worse, had in _halves([had for had in one.learners if had.learner not in others])
+    ]
     tried = [space.searched(space.default(learner)) for learner in space.learners]
-    for far, source, one in sorted(near, key=lambda item: item[0]):
-        for had in one.learners if far < math.inf else ():
-            params = _of_today(had, bench.registry, f"warm_start: {source}: {had.learner!r} of {one.study!r}")
-            if params is None or had.learner not in space.learners:
-                continue
-            asked = space.searched(space.nearest(params))
-            if asked not in tried and len(found) < MOST:
-                tried.append(asked)
-                found.append(Start(asked, had.learner, one.study, far))
+    for _, far, source, one, had in sorted(near, key=lambda item: item[:2]):
+        if far == math.inf:
+            continue
+        params = _of_today(had, bench.registry, f"warm_start: {source}: {had.learner!r} of {one.study!r}")
+        if params is None:
+            continue
+        asked = space.searched(space.nearest(params))
+        if asked not in tried and len(found) < MOST:
+            tried.append(asked)
+            found.append(Start(asked, had.learner, one.study, far))
     return found
 
 
@@ -386,6 +393,19 @@ def _distance(mine: Description | None, one: Earlier, objective: str) -> float:
     if mine is None or one.description is None:  # a run folder that the user names, of which no more is known
         return 0.0
     return distance(mine, one.description) + (one.objective != objective)
+
+
+def _halves(best_first: Sequence[Found]) -> Iterator[tuple[bool, Found]]:
+    """Yield the best of each learner, and whether it is of the worse half of them."""
+    for at, had in enumerate(best_first):
+        yield at >= len(best_first) / 2, had
+
+
+def _longer(had: Found, budget: Budget) -> float:
+    """Return how unlike the training of a pipeline is to a study's, in powers of ten; 0 where tasks do not tell."""
+    if not budget.tasks or had.trained_tasks < 1:
+        return 0.0
+    return abs(math.log10(had.trained_tasks / budget.tasks))
 
 
 def _of_today(had: Found, registry: Registry, where: str) -> Params | None:

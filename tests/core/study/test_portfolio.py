@@ -127,7 +127,7 @@ def test_like_tasks_are_at_distance_0_and_a_great_difference_counts_1() -> None:
 # What a study tries
 
 
-def test_the_most_similar_tasks_come_first_and_within_a_study_the_best_learner(tmp_path: Path) -> None:
+def test_the_better_half_of_learners_comes_first_and_of_these_those_of_the_most_similar_tasks(tmp_path: Path) -> None:
     far = replace(LIKE, n_way=50)
     path = held(
         tmp_path / "p.json",
@@ -139,15 +139,29 @@ def test_the_most_similar_tasks_come_first_and_within_a_study_the_best_learner(t
     tried = starts(bench_of(warm_start=path))
     assert [(one.study, one.learner, one.params["outer.lr"]) for one in tried] == [
         ("near", "protonet", 0.03),
-        ("near", "matching", 0.04),
         ("at another score", "protonet", 0.06),
         ("far", "matching", 0.01),
+        ("near", "matching", 0.04),
         ("far", "protonet", 0.02),
     ]
-    assert tried[2].distance - tried[0].distance == pytest.approx(1.0)
+    assert tried[1].distance - tried[0].distance == pytest.approx(1.0)
 
 
-def test_each_pipeline_is_tried_once_and_no_default_and_ten_in_all(tmp_path: Path) -> None:
+def test_what_was_trained_on_about_as_many_tasks_comes_first_where_the_budget_is_in_tasks(tmp_path: Path) -> None:
+    path = held(
+        tmp_path / "p.json",
+        earlier("longer", LIKE, replace(found(outer__lr=0.02), trained_tasks=80_000)),
+        earlier("alike", replace(LIKE, n_way=4), replace(found(outer__lr=0.03), trained_tasks=800)),
+        earlier("unknown", replace(LIKE, n_way=50), replace(found(outer__lr=0.04), trained_tasks=0)),
+    )
+    tried = starts(bench_of(warm_start=path, budget={"tasks": 800}))
+    assert [one.study for one in tried] == ["alike", "unknown", "longer"]
+    assert tried[2].distance == pytest.approx(2.0 + distance(describe(bench_of()), LIKE))
+    in_seconds = starts(bench_of(warm_start=path, budget={"cpu_seconds": 3}))
+    assert [one.study for one in in_seconds] == ["longer", "alike", "unknown"]
+
+
+def test_each_pipeline_is_tried_once_and_no_default_and_six_in_all(tmp_path: Path) -> None:
     default = bench_of().study.space.default("protonet")
     path = held(
         tmp_path / "p.json",
@@ -158,7 +172,7 @@ def test_each_pipeline_is_tried_once_and_no_default_and_ten_in_all(tmp_path: Pat
     )
     tried = starts(bench_of(warm_start=[path]))
     assert len(tried) == portfolio.MOST
-    assert [one.study for one in tried] == ["one", *(f"study {n}" for n in range(9))]
+    assert [one.study for one in tried] == ["one", *(f"study {n}" for n in range(portfolio.MOST - 1))]
 
 
 def test_what_today_declares_no_longer_is_left_out_with_a_line(
@@ -178,8 +192,8 @@ def test_what_today_declares_no_longer_is_left_out_with_a_line(
     said = [record.getMessage() for record in caplog.records]
     assert [one.partition(" is left out: ")[2].partition(";")[0] for one in said] == [
         "there is no such learner",
-        "outer.lr: 7.0 is outside the declared range (0.0001 to 0.1, log scale)",
         "protonet.depth: there is no such parameter",
+        "outer.lr: 7.0 is outside the declared range (0.0001 to 0.1, log scale)",
         "outer.lr: \"__import__('os')\" is not a number",
     ]
 
@@ -376,6 +390,6 @@ def test_all_that_comes_with_metaopt_is_declared_by_todays_learners(caplog: pyte
 def test_a_study_on_the_tasks_of_one_that_comes_with_metaopt_is_nearest_to_that() -> None:
     bench = bench_of(tasks={"sampler": "glyphs", "n_way": 5, "n_shot": 1}, encoder="conv4")
     first, *others = portfolio.listed("builtin", bench)
-    assert first["study"] == "glyphs"
+    assert first["study"] == "glyphs-400"
     assert first["distance"] < 0.5
     assert all(one["distance"] is None for one in others if one["description"]["kind"] == "regression")
