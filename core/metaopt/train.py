@@ -24,6 +24,8 @@ from metaopt.task import Examples, Pool, TaskBatch, TaskSampler, TaskSpec, draw_
 
 TASKS_A_CALL = 16
 """Tasks drawn and evaluated together: enough to spread the cost of a call, few enough to stay in cache."""
+LEAST_SCORED = 20
+"""Tasks that score a learner, however long they take: of fewer a mean says little."""
 ENVIRONMENTS_A_CALL = 32
 """Environments acted in together: a step costs about as much for these as for one."""
 TEMPERATURE_TASKS = 64
@@ -173,7 +175,9 @@ def meta_train(
     while training.tasks < limit:
         if checkpoint:
             checkpoint.keep(moving, asdict(training) | {"average_steps": average.steps})
+        paused = time.process_time()
         at(training)
+        started += time.process_time() - paused  # scoring is no training, and takes some learners longer
         learner.train()  # each time, for `at` may have scored the learner
         learner.progress = training.progress
         for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
@@ -202,13 +206,16 @@ def meta_test(
     device: torch.device,
     at: Callable[[Tensor], None] = lambda scores: None,
     others: Sequence[MetaObjective] = (),
+    cpu_seconds: float = math.inf,
 ) -> Scores:
     """Score the learner on tasks of its own `spec` from `pool`, each adapted to by itself.
 
     The same generator state gives the same tasks to any learner. Every few tasks `at` hears the scores so far, and
-    whatever it raises ends the evaluation. Raises TrialError where a task's predictions are not finite and an
-    objective has no worst score to count for it.
+    whatever it raises ends the evaluation. After so many CPU seconds the tasks so far are all, but LEAST_SCORED at
+    least. Raises TrialError where a task's predictions are not finite and an objective has no worst score to count for
+    it.
     """
+    started = time.process_time()
     objectives = (objective, *others)
     parameters = sum(parameter.numel() for parameter in trainable(learner).values())
     tables = [torch.empty(0, dtype=torch.float64) for _ in objectives]
@@ -236,9 +243,11 @@ def meta_test(
             bad = ~(finite & new.isfinite())
             not_finite[index] += int(bad.sum())
             tables[index] = torch.cat([tables[index], new if by.worst is None else new.masked_fill(bad, by.worst)])
+        if len(tables[0]) >= LEAST_SCORED and time.process_time() - started >= cpu_seconds:
+            break
     for by, n_bad in zip(objectives, not_finite, strict=True):
         if n_bad and by.worst is None:
-            raise TrialError(f"{n_bad} of {n_tasks} {pool} tasks have predictions that are not finite")
+            raise TrialError(f"{n_bad} of {len(tables[0])} {pool} tasks have predictions that are not finite")
     first, *rest = (
         Scores(table, n_bad, by.contributions(table))
         for by, table, n_bad in zip(objectives, tables, not_finite, strict=True)

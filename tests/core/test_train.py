@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from statistics import NormalDist, median
 
 import pytest
@@ -74,11 +75,11 @@ CLOUDS = Clouds()
 SINUSOID = Sinusoid(Sinusoid.Config())
 
 
-def protonet(seed: int = 0) -> ProtoNet:
+def protonet(seed: int = 0, cls: type[ProtoNet] = ProtoNet) -> ProtoNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = MLP(CLOUDS.spec().x_shape, MLP.Config(width=32, depth=1))
-        return ProtoNet(CLOUDS.spec(), encoder, ProtoNet.Config())
+        return cls(CLOUDS.spec(), encoder, cls.Config())
 
 
 def maml(seed: int = 0) -> MAML:
@@ -154,9 +155,12 @@ def scores_of(
     pool: Pool = "validation",
     executor: Executor | None = None,
     seed: int = 1,
+    cpu_seconds: float = math.inf,
 ) -> Scores:
     draw = Generator().manual_seed(seed)
-    return meta_test(learner, sampler, pool, objective, n_tasks, executor or Vmap(), draw=draw, device=CPU)
+    return meta_test(
+        learner, sampler, pool, objective, n_tasks, executor or Vmap(), draw=draw, device=CPU, cpu_seconds=cpu_seconds
+    )
 
 
 def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
@@ -288,14 +292,19 @@ def test_a_budget_in_cpu_seconds_is_turned_into_the_tasks_that_take_so_long(cloc
 
 
 def test_an_estimate_that_was_too_good_ends_a_quarter_above_the_budget(clock: Clock) -> None:
-    """What is between the steps was not timed: they take 17/1024 s each and not 1/1024."""
-    slower = Probe(CLOUDS.spec(), work=lambda: clock.work(1 / 1024))
-    training = train(
-        slower, Budget(cpu_seconds=0.25), Outer(tasks_per_step=1), at=lambda training: clock.work(16 / 1024)
-    )
+    """The thirteen steps that are timed take 1/1024 s each, all after them 17/1024."""
+    steps = count()
+    slower = Probe(CLOUDS.spec(), work=lambda: clock.work((1 if next(steps) < 13 else 17) / 1024))
+    training = train(slower, Budget(cpu_seconds=0.25), Outer(tasks_per_step=1))
     assert training == Training(tasks=19, planned=243, cpu_seconds=(13 + 19 * 17) / 1024)
     assert training.cpu_seconds > 1.25 * 0.25 >= training.cpu_seconds - 17 / 1024
     assert training.tasks == sum(slower.batches)
+
+
+def test_the_time_in_which_it_is_scored_is_none_of_its_training(clock: Clock) -> None:
+    learner = Probe(CLOUDS.spec(), work=lambda: clock.work(1 / 256))
+    training = train(learner, Budget(cpu_seconds=0.5), Outer(tasks_per_step=2), at=lambda training: clock.work(1.0))
+    assert training == Training(tasks=2 * 121, planned=2 * 121, cpu_seconds=0.5)
 
 
 def burn(cpu_seconds: float) -> None:
@@ -304,13 +313,26 @@ def burn(cpu_seconds: float) -> None:
         pass
 
 
+class Slowing(ProtoNet):
+    """A prototypical network whose steps take longer once it is trained in earnest."""
+
+    name = "slowing"
+    slow = False
+
+    def outer_step(
+        self, batch: TaskBatch | Examples, executor: Executor, update: Callable[[Gradients], None]
+    ) -> Tensor:
+        if self.slow:
+            burn(0.2)
+        return super().outer_step(batch, executor, update)
+
+
 @pytest.mark.parametrize("overrun", [False, True], ids=["on time", "overrun"])
 @every_schedule
 def test_a_training_by_seconds_is_repeated_bit_for_bit_by_the_tasks_it_records(schedule: str, overrun: bool) -> None:
     outer = Outer(lr=0.01, schedule=schedule, tasks_per_step=3)
-    timed, repeated = protonet(), protonet()
-    slow_down = (lambda training: burn(0.2)) if overrun else (lambda training: None)
-    training = train(timed, Budget(cpu_seconds=0.3), outer, seed=5, at=slow_down)
+    timed, repeated = protonet(cls=Slowing), protonet()
+    training = train(timed, Budget(cpu_seconds=0.3), outer, seed=5, at=lambda _: setattr(timed, "slow", overrun))
     assert training.tasks < training.planned or not overrun
     again = train(repeated, Budget(tasks=training.tasks, planned=training.planned), outer, seed=5)
     assert_same_weights(timed, repeated)
@@ -509,6 +531,25 @@ def test_the_same_generator_state_gives_the_same_tasks_to_different_learners(exe
     notes = Notes()
     scores_of(protonet(), 20, notes, seed=2, executor=executor)
     assert not torch.equal(seen[0], torch.cat([outcome.query_y for outcome in notes.outcomes]))
+
+
+@pytest.mark.parametrize(("seconds", "n_tasks"), [(0.0, 2 * TASKS_A_CALL), (0.8, 64), (1.0, 80), (5.0, 100)])
+def test_after_its_time_a_learner_is_scored_on_the_first_of_the_tasks(
+    clock: Clock, seconds: float, n_tasks: int
+) -> None:
+    """Sixteen tasks take a fifth of a second; on twenty it is always scored."""
+
+    class Slow(Accuracy):
+        name = "slow"
+
+        def score(self, outcome: Outcome) -> Tensor:
+            clock.work(0.2)
+            return super().score(outcome)
+
+    whole = scores_of(protonet(), 100)
+    scores = scores_of(protonet(), 100, Slow(Slow.Config()), cpu_seconds=seconds)
+    assert torch.equal(scores.per_task, whole.per_task[:n_tasks])
+    assert scores.mean == float(whole.per_task[:n_tasks].mean())
 
 
 @pytest.mark.parametrize("n_tasks", [1, TASKS_A_CALL, TASKS_A_CALL + 3])

@@ -151,6 +151,8 @@ class Evaluation:
     """
 
     tasks: int = 200
+    cpu_seconds: float | None = None
+    """After which a trial has been scored on enough of these tasks, for some learners adapt slowly; None for all."""
     folds: int = 0
     """0: on the validation pool; otherwise the classes of the train and validation pools take turns in being that."""
     finalists: int = 3
@@ -263,7 +265,7 @@ class Study:
             "trials": self.trials,
             "timeout": self.timeout,
             "budget": _of_budget(self.budget),
-            "evaluation": asdict(self.evaluation),
+            "evaluation": {key: value for key, value in asdict(self.evaluation).items() if value is not None},
             "final": self.final and _of_budget(self.final),
             "strategy": self.strategy,
             "sampler": self.sampler,
@@ -753,7 +755,9 @@ def _evaluation(top: _Mapping) -> Evaluation:
     least = {"tasks": max(2, folds), "folds": 0, "finalists": 1, "repeats": 1, "longer": 1,
              "report_tasks": max(2, folds)}  # fmt: skip
     given = {key: evaluation.get(key, _whole(low), getattr(Evaluation, key)) for key, low in least.items()}
-    return Evaluation(**given, ensemble=evaluation.get("ensemble", _members, Evaluation.ensemble))
+    cpu_seconds = evaluation.get("cpu_seconds", duration, Evaluation.cpu_seconds)
+    ensemble = evaluation.get("ensemble", _members, Evaluation.ensemble)
+    return Evaluation(**given, cpu_seconds=cpu_seconds, ensemble=ensemble)
 
 
 def _members(value: object) -> int:

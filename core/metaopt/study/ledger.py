@@ -154,6 +154,7 @@ class Ledger:
             pool=study.search_on,
             purpose="search",
             n_tasks=study.evaluation.tasks,
+            scoring=study.evaluation.cpu_seconds or math.inf,
             reports=not self.bench.others,  # of several objectives Optuna keeps no curve, and none is stopped
             deadline=deadline,
             checkpoint=self._checkpoint(number),
@@ -205,11 +206,12 @@ class Ledger:
         return not self.bench.study.prune or self.running[number].user_attrs.get("origin") == "default"
 
     def _best(self) -> NDArray[np.float64] | None:
-        """Return the scores, task by task, of the best trial; None where there is none, or they were deleted."""
-        best = next(iter(self.best()), None)
+        """Return the scores of the best trial that was scored on all tasks; None where there is none, or no scores."""
+        n_tasks = self.bench.study.evaluation.tasks
+        best = next((one for one in self.best() if one.tasks == n_tasks), None)
         if best and best.number != self.leader[0]:
             scores = self.scores(best.number)
-            complete = scores is not None and len(scores) == self.bench.study.evaluation.tasks
+            complete = scores is not None and len(scores) == n_tasks
             self.leader = best.number, scores if complete else None
         return self.leader[1] if best else None
 

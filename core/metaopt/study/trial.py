@@ -135,6 +135,8 @@ class Job:
     """Whether this trains the winner: not in folds, but on all the classes that it may be trained on."""
     checkpoint: Place | None = None
     """For its state on the way through a long meta-training, from which it goes on."""
+    scoring: float = math.inf
+    """CPU seconds after which it has been scored on enough of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Bench:
         """Return the executor that runs this learner's tasks."""
         asked = self.study.executor
         name = asked if isinstance(asked, str) else asked.get(learner.name, "auto")
-        return choose(name, self.spec) if learner.batchable else Loop()
+        return choose(name, self.spec, self.device.type) if learner.batchable else Loop()
 
     def decided(self, scores: Scores) -> Scores:
         """Return scores as they are by the decisive objective, those by the others beside them."""
@@ -329,8 +331,12 @@ class Bench:
         purpose: str,
         n_tasks: int,
         at: Callable[[Tensor], None] = lambda scores: None,
+        cpu_seconds: float = math.inf,
     ) -> Scores:
-        """Score a learner on the tasks that pool and purpose name; every learner gets the same ones."""
+        """Score a learner on the tasks that pool and purpose name, or the first of them in about that time.
+
+        Every learner gets the same ones.
+        """
         return meta_test(
             learner.with_spec(self.spec),
             self.sampler,
@@ -342,6 +348,7 @@ class Bench:
             device=self.device,
             at=at,
             others=self.others,
+            cpu_seconds=cpu_seconds,
         )
 
     def run(
@@ -434,7 +441,8 @@ class Bench:
                     note(trained)
                     budget = Budget(tasks=trained.tasks, planned=trained.planned)  # for the other folds, alike
                 started = time.monotonic()
-                parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race))
+                time_for = job.scoring * n_tasks / job.n_tasks
+                parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race, time_for))
                 course.evaluation_seconds += time.monotonic() - started
         if job.save_to and len(benches) == 1:
             _save(job.save_to, learner)
@@ -527,7 +535,8 @@ class Bench:
             if job.reports and passed < len(RUNGS) and training.progress >= RUNGS[passed]:
                 rung, notes["rungs"] = RUNGS[passed], passed + 1
                 n_tasks = min(RUNG_TASKS, job.n_tasks)
-                scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check())
+                time_for = job.scoring * n_tasks / job.n_tasks
+                scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check(), time_for)
                 learner.train()
                 if report(rung, tuple(scores.per_task.tolist())):
                     raise Stop(f"hopeless at {rung:.0%} of its budget")

@@ -504,6 +504,7 @@ BAD = {
     "limits={time: 10m}": "limits: only a trial in a process of its own can be limited; set isolation: process",
     "seed=-1": "seed: -1 is not a whole number of 0 or more",
     "evaluation.tasks=1": "evaluation.tasks: 1 is not a whole number of 2 or more",
+    "evaluation.cpu_seconds=0": "evaluation.cpu_seconds: 0 is not a time; write it as 90s, 10m or 2h",
     "evaluation=[200]": "evaluation: this is a list, and must be a mapping of keys to values",
     "name=../other": "name: '../other' names the run folder; use letters, digits, '.', '_' and '-', at most 100",
     "name=.git": "name: '.git' names the run folder; use letters, digits, '.', '_' and '-', at most 100",

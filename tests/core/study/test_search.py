@@ -141,13 +141,23 @@ class Sluggish(Toy):
         time.sleep(0.5)
         return super().outer_step(*args)
 
+class Ponderous(Toy):
+    """Learns fast, and thinks about each answer."""
+    name = "ponderous"
+
+    def forward(self, *args):
+        until = time.process_time() + (0.0 if self.training else 0.2)
+        while time.process_time() < until:
+            pass
+        return super().forward(*args)
+
 @hookimpl
 def register_task_samplers():
     return [Points]
 
 @hookimpl
 def register_learners():
-    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle, Sluggish]
+    return [Toy, Blind, Raises, TurnsNan, Mortal, Faulty, Fickle, Sluggish, Ponderous]
 
 @hookimpl
 def trial_finished(result):
@@ -688,6 +698,23 @@ def test_a_trial_that_the_best_beats_on_the_same_tasks_is_spared_the_others(lab:
         full = bench.run(job).result
         assert full.mean < board["finalists"][0]["search"]["mean"]
         assert told == pytest.approx(full.mean, abs=0.05), "the sampler is told what all tasks would have given"
+
+
+def test_a_learner_that_answers_slowly_is_scored_on_the_first_tasks_in_the_time_for_that(
+    lab: Any, tmp_path: Path
+) -> None:
+    """Sixteen of its tasks take a fifth of a second. Finalists have all of theirs, and race with whoever has all."""
+    evaluation = STUDY["evaluation"] | {"tasks": 100, "finalists": 2, "report_tasks": 50, "cpu_seconds": 0.5}
+    changes = {"learners": ["ponderous", "toy"], "evaluation": evaluation, "trials": 6, "executor": "vmap"}
+    board = study(tmp_path / "a", **changes)
+    assert board["trials"]["failed"] == 0
+    complete = [one for one in results(tmp_path / "a") if one["state"] == "complete"]
+    assert {one["tasks"] for one in complete if one["learner"] == "ponderous"} <= {32, 48}
+    assert {one["tasks"] for one in complete if one["learner"] == "toy"} == {100}
+    assert all(one["fresh"]["tasks"] == 50 for one in board["finalists"])
+    for one in complete:
+        job = Job(one["number"], one["params"], one["seed"], Budget(tasks=16), "validation", "search", one["tasks"])
+        assert bench_of(**changes).run(job).result.mean == one["mean"], "the first of the same tasks"
 
 
 def test_finalists_are_meta_trained_as_often_as_asked_and_their_first_model_is_kept(lab: Any, tmp_path: Path) -> None:
