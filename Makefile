@@ -5,7 +5,7 @@ BIN := .venv/bin
 METAOPT_DATA ?= $(abspath ../shared/data)
 export METAOPT_DATA
 
-.PHONY: help study test test-slow check format story sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth pruning clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-workers bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
+.PHONY: help study test test-slow check format story curves sinusoids navigation slope bandits optimizers reproduce challenge challenge-short ladder worth pruning clinc portfolio readme screenshots bench bench-speed bench-executors bench-share bench-workers bench-environments bench-search bench-real bench-warm cluster torture load fuzz fuzz-guided fuzz-ci pins audit wheel clean
 
 help:
 	@echo "make study      set up, run studies/quickstart.yaml, print its leaderboard"
@@ -44,7 +44,8 @@ help:
 	@echo "make pruning    what halving and racing save, beside studies without them, an hour of a core"
 	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: ten minutes of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
-	@echo "make portfolio  run six small studies, from which others may begin (warm_start: builtin): ten minutes"
+	@echo "make portfolio  run small studies of each learner, from which others may begin (warm_start: builtin): an hour of a core"
+	@echo "make curves     learning curves of learners that are far from their papers, docs/results/curves: half an hour of two cores"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 
@@ -101,6 +102,12 @@ slope: .venv/metaopt
 
 bandits: .venv/metaopt
 	$(BIN)/python docs/bandits.py
+	$(BIN)/python docs/fill_readme.py
+
+curves: .venv/metaopt
+	$(BIN)/python -W ignore docs/curves.py --only matching maml reptile snail mann & \
+	$(BIN)/python -W ignore docs/curves.py --only protonet relation meta_sgd maml_pp metanet; wait
+	$(BIN)/python docs/curves.py
 	$(BIN)/python docs/fill_readme.py
 
 sinusoids: .venv/metaopt

@@ -1,9 +1,10 @@
 """Fill the marked blocks of README.md and benchmarks/README.md with what the commands print: `make readme`.
 
 A block stands behind a comment that names its source: a leaderboard kept in docs/results/, the same as a table of its
-learners beside what papers report ("zoo"), published figures measured again, the Omniglot challenge and its ladder,
-what the search is worth, sentences of unseen classes, speed beside peers, faults that were provoked, inputs that were
-tried, a command, or a source file. tests/test_readme.py fails where a block is not what its source gives.
+learners beside what papers report ("zoo"), learning curves, published figures measured again, the Omniglot challenge
+and its ladder, what the search is worth, sentences of unseen classes, speed beside peers, faults that were provoked,
+inputs that were tried, a command, or a source file. tests/test_readme.py fails where a block is not what its source
+gives.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from metaopt.study.leaderboard import interval, number
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(<!-- "
-    r"(leaderboard|zoo|steps|returns|bandits|search|figures|challenge|ladder|worth|sentences|speed|torture|fuzz|command|"
+    r"(leaderboard|zoo|curves|steps|returns|bandits|search|figures|challenge|ladder|worth|sentences|speed|torture|fuzz|command|"
     r"source)"
     r" "
     r"(\S.*?) -->\n"
@@ -58,6 +59,19 @@ def zoo(name: str) -> str:
             )
         )
     return _table(rows, left={0, 4, 6})
+
+
+def curves(name: str) -> str:
+    """Return a table of the learning curves that docs/curves.py found, beside what papers report."""
+    found = _board(name)
+    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))["zoo-omniglot"]
+    seconds = [f"{point['after']} s" for point in next(iter(found.values()))["points"]]
+    rows = [("accuracy after", *seconds, "tasks trained", "paper")]
+    for learner, one in found.items():
+        points = one["points"]
+        cells = [*(number(point["mean"]) for point in points[:-1]), interval(points[-1])]
+        rows.append((learner, *cells, f"{points[-1]['tasks']:,}", f"{published[learner]['accuracy'] / 100:.4f}"))
+    return _table(rows, left={0})
 
 
 def steps(name: str) -> str:
@@ -278,6 +292,7 @@ def source(path: str) -> str:
 SOURCES: dict[str, Callable[[str], str]] = {
     "leaderboard": leaderboard,
     "zoo": zoo,
+    "curves": curves,
     "steps": steps,
     "returns": returns,
     "bandits": bandits,

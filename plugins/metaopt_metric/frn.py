@@ -19,7 +19,7 @@ class FRN(Learner):
     A place is rebuilt by ridge regression in closed form, by the paper's equation 8, whose system has a row for each
     place of the class's supports. Its regulariser, by how much the rebuild swells (to undo its shrinking) and the scale
     of the scores are learned. The paper's pretraining and its auxiliary loss, which keeps the supports of different
-    classes apart, are left out.
+    classes apart, are left out, and so is that the authors' code divides the features of ResNet-12 by a constant.
     """
 
     name = "frn"

@@ -1,0 +1,135 @@
+"""Still rising, or wrong? Learning curves of the learners that are far from their papers: `make curves`.
+
+Of studies/zoo-omniglot.yaml, whoever is below `pixels` in docs/results/zoo-omniglot.json, or makes more than three
+times its paper's errors (docs/published.yaml), is meta-trained once more, at its defaults, for eight times as long, and
+on its way scored on the same test tasks after each of some CPU seconds, which count training alone. Each learner has a
+file of its own in DIR, so that several processes can share the work (--only); what is there is not run again. Writes
+docs/results/curves.json, from which the README's table is made, and .svg.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from metaopt import plugins, seeds
+from metaopt.files import write_json, write_text
+from metaopt.process import on_one_core
+from metaopt.study.file import load
+from metaopt.study.space import section
+from metaopt.study.trial import Bench
+from metaopt.train import Budget, Outer, Training, meta_train
+from running import say
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "results"
+STUDY = "zoo-omniglot"
+SECONDS = (20, 40, 80, 160, 320)
+"""Of meta-training, after which a learner is scored."""
+TOO_MANY = 3
+"""Times the errors of a learner's paper."""
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+
+
+def far_from_their_papers() -> list[str]:
+    """Return the learners of the zoo of which a longer run is asked, best first."""
+    learners = json.loads((FOLDER / f"{STUDY}.json").read_text(encoding="utf-8"))["learners"]
+    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))[STUDY]
+    least = learners["pixels"]["search"]["mean"]
+    found = []
+    for name, entry in learners.items():
+        mean, paper = entry["search"]["mean"], published.get(name)
+        if mean < least or (paper and 1 - mean > TOO_MANY * (1 - paper["accuracy"] / 100)):
+            found.append(name)
+    return found
+
+
+def curve(name: str) -> dict[str, Any]:
+    """Meta-train a learner at its defaults for the longest of SECONDS; return its scores after each, and its tasks."""
+    study = load(ROOT / "studies" / f"{STUDY}.yaml", plugins.load(), [f"learners=[{name}]"])
+    bench = Bench(study, plugins.load(), torch.device("cpu"))
+    bench.check()
+    params, seed = study.space.default(name), seeds.derive(study.seed, "trial", 0)
+    learner, left, points = bench.build(params, seed), list(SECONDS), []
+
+    def score(after: int, tasks: int) -> None:
+        scores = bench.score(learner, study.search_on, "search", study.evaluation.tasks)
+        points.append({"after": after, "tasks": tasks, "mean": scores.mean, "ci95": scores.ci95})
+        say(f"{name}: {scores.mean:.4f} ± {scores.ci95:.4f} after {tasks:,} tasks")
+
+    def at(training: Training) -> None:
+        if training.progress >= left[0] / max(SECONDS) and len(left) > 1:
+            score(left.pop(0), training.tasks)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "train"))
+        outer, budget = Outer(**section(params, "outer")), Budget(cpu_seconds=max(SECONDS))
+        executor, device = bench.executor(learner), bench.device
+        done = meta_train(learner, bench.sampler, outer, budget, executor, seed=seed, device=device, at=at)
+    score(max(SECONDS), done.tasks)
+    return {"learner": name, "points": points}
+
+
+def plot(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the curves as an SVG picture, accuracy by CPU seconds, both from left to right and upwards."""
+    left, top, width, height = 60, 20, 480, 330
+    first, last = math.log2(min(SECONDS)), math.log2(max(SECONDS))
+
+    def place(seconds: float, mean: float) -> tuple[float, float]:
+        share = (math.log2(max(seconds, min(SECONDS))) - first) / (last - first)
+        return left + width * min(1.0, share), top + height * (1 - mean)
+
+    parts = []
+    for mean in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        _, y = place(max(SECONDS), mean)
+        parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{mean:g}</text>')
+    for seconds in SECONDS:
+        x, _ = place(seconds, 0)
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{seconds}</text>')
+    parts.append(f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">'
+                 "CPU seconds of meta-training</text>")  # fmt: skip
+    parts.append(f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">'
+                 "accuracy, 5-way 1-shot</text>")  # fmt: skip
+    ends = []
+    for (name, one), colour in zip(found.items(), COLOURS, strict=False):
+        shown = [place(point["after"], point["mean"]) for point in one["points"]]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        ends.append((shown[-1][1], name, colour))
+    lowest = 0.0
+    for y, name, colour in sorted(ends):  # names beside the plot do not overlap
+        lowest = max(y, lowest + 15)
+        parts.append(f'<text x="{left + width + 8}" y="{lowest + 4:.1f}" fill="{colour}">{name}</text>')
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 100} {top + height + 50}" '
+        f'font-family="sans-serif" font-size="13" fill="#444">\n<rect width="100%" height="100%" fill="white"/>\n'
+        f"{body}\n</svg>\n"
+    )
+
+
+def main() -> None:
+    """Measure those that are asked for, and write what is there."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="LEARNER", help="instead of all that are far from their papers")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "curves", metavar="DIR")
+    options = parser.parse_args()
+    on_one_core()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.only or far_from_their_papers():
+        if not (kept := options.output / f"{name}.json").exists():
+            write_json(kept, curve(name))
+    every = (json.loads(path.read_text(encoding="utf-8")) for path in options.output.glob("*.json"))
+    found = {one["learner"]: one for one in sorted(every, key=lambda one: -one["points"][-1]["mean"])}
+    write_json(FOLDER / "curves.json", found)
+    write_text(FOLDER / "curves.svg", plot(found))
+
+
+if __name__ == "__main__":
+    main()
