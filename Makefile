@@ -105,9 +105,7 @@ bandits: .venv/metaopt
 	$(BIN)/python docs/fill_readme.py
 
 curves: .venv/metaopt
-	$(BIN)/python -W ignore docs/curves.py --only matching maml reptile snail mann & \
-	$(BIN)/python -W ignore docs/curves.py --only protonet relation meta_sgd maml_pp metanet; wait
-	$(BIN)/python docs/curves.py
+	$(BIN)/python -W ignore docs/curves.py
 	$(BIN)/python docs/fill_readme.py
 
 sinusoids: .venv/metaopt

@@ -78,7 +78,7 @@ def by_optuna(
         seed = seeds.derive(study.seed, "trial", trial.number)
         params = study.space.suggest(trial)
         return Job(trial.number, params, seed, study.budget, study.search_on, "search", study.evaluation.tasks,
-                   scoring=study.evaluation.cpu_seconds or math.inf)  # fmt: skip
+                   scoring_seconds=study.evaluation.cpu_seconds or math.inf)  # fmt: skip
 
     def tell(done: Done) -> None:
         trial, value = asked[done.result.number], done.result.mean

@@ -50,6 +50,7 @@ STUDIES: Mapping[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TEST_TASKS = 1000
+"""On which the model of a trial that is best so far is scored."""
 SHARED: dict[str, Any] = {
     "encoder": VECTORS,
     "outer": {"lr": {"low": 3e-4, "high": 3e-2}, "schedule": ["constant", "cosine"]},

@@ -2,21 +2,24 @@
 
 Of studies/zoo-omniglot.yaml, whoever is below `pixels` in docs/results/zoo-omniglot.json, or makes more than three
 times its paper's errors (docs/published.yaml), is meta-trained once more, at its defaults, for eight times as long, and
-on its way scored on the same test tasks after each of some CPU seconds, which count training alone. Each learner has a
-file of its own in DIR, so that several processes can share the work (--only); what is there is not run again. Writes
-docs/results/curves.json, from which the README's table is made, and .svg.
+on its way scored on the same test tasks: when it has had the share of its tasks that each of SECONDS is of the last.
+What a learner came to is kept in a file of its own in DIR, and not run again. Writes docs/results/curves.json, from
+which the README's table is made, and .svg.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from drawing import svg
 from metaopt import plugins, seeds
 from metaopt.files import write_json, write_text
 from metaopt.process import on_one_core
@@ -51,8 +54,9 @@ def far_from_their_papers() -> list[str]:
 
 def curve(name: str) -> dict[str, Any]:
     """Meta-train a learner at its defaults for the longest of SECONDS; return its scores after each, and its tasks."""
-    study = load(ROOT / "studies" / f"{STUDY}.yaml", plugins.load(), [f"learners=[{name}]"])
-    bench = Bench(study, plugins.load(), torch.device("cpu"))
+    registry = plugins.load()
+    study = load(ROOT / "studies" / f"{STUDY}.yaml", registry, [f"learners=[{name}]"])
+    bench = Bench(study, registry, torch.device("cpu"))
     bench.check()
     params, seed = study.space.default(name), seeds.derive(study.seed, "trial", 0)
     learner, left, points = bench.build(params, seed), list(SECONDS), []
@@ -75,14 +79,18 @@ def curve(name: str) -> dict[str, Any]:
     return {"learner": name, "points": points}
 
 
+def keep(name: str, folder: Path) -> None:
+    """Write a learner's curve into its file."""
+    write_json(folder / f"{name}.json", curve(name))
+
+
 def plot(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the curves as an SVG picture, accuracy by CPU seconds, both from left to right and upwards."""
+    """Return the curves as an SVG picture: accuracy by CPU seconds, which double from mark to mark."""
     left, top, width, height = 60, 20, 480, 330
     first, last = math.log2(min(SECONDS)), math.log2(max(SECONDS))
 
     def place(seconds: float, mean: float) -> tuple[float, float]:
-        share = (math.log2(max(seconds, min(SECONDS))) - first) / (last - first)
-        return left + width * min(1.0, share), top + height * (1 - mean)
+        return left + width * (math.log2(seconds) - first) / (last - first), top + height * (1 - mean)
 
     parts = []
     for mean in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
@@ -97,7 +105,7 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> str:
     parts.append(f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">'
                  "accuracy, 5-way 1-shot</text>")  # fmt: skip
     ends = []
-    for (name, one), colour in zip(found.items(), COLOURS, strict=False):
+    for (name, one), colour in zip(found.items(), cycle(COLOURS)):
         shown = [place(point["after"], point["mean"]) for point in one["points"]]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -106,25 +114,21 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> str:
     for y, name, colour in sorted(ends):  # names beside the plot do not overlap
         lowest = max(y, lowest + 15)
         parts.append(f'<text x="{left + width + 8}" y="{lowest + 4:.1f}" fill="{colour}">{name}</text>')
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 100} {top + height + 50}" '
-        f'font-family="sans-serif" font-size="13" fill="#444">\n<rect width="100%" height="100%" fill="white"/>\n'
-        f"{body}\n</svg>\n"
-    )
+    return svg(left + width + 100, top + height + 50, parts)
 
 
 def main() -> None:
     """Measure those that are asked for, and write what is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="LEARNER", help="instead of all that are far from their papers")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="learners side by side, a core each")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "curves", metavar="DIR")
     options = parser.parse_args()
-    on_one_core()
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in options.only or far_from_their_papers():
-        if not (kept := options.output / f"{name}.json").exists():
-            write_json(kept, curve(name))
+    left = [name for name in options.only or far_from_their_papers() if not (options.output / f"{name}.json").exists()]
+    with ProcessPoolExecutor(options.at_once, initializer=on_one_core) as processes:
+        for running in [processes.submit(keep, name, options.output) for name in left]:
+            running.result()
     every = (json.loads(path.read_text(encoding="utf-8")) for path in options.output.glob("*.json"))
     found = {one["learner"]: one for one in sorted(every, key=lambda one: -one["points"][-1]["mean"])}
     write_json(FOLDER / "curves.json", found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from acting import FOLDER, Contestant, Setting, measured
+from drawing import svg
 from metaopt import seeds
 from metaopt.files import write_text
 from metaopt_control.actor import Actor
@@ -73,13 +74,7 @@ def picture(learners: Mapping[str, Actor]) -> str:
                                  f'clip-path="url(#c{row}{column})"/>')  # fmt: skip
             x, y = (middle + scale * goal).tolist()
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#d62728"/>')
-    height = top + len(learners) * (side + 10)
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 4 * (side + 10)} {height}" '
-        f'font-family="sans-serif" font-size="13" fill="#444">\n<rect width="100%" height="100%" fill="white"/>\n'
-        f"{body}\n</svg>\n"
-    )
+    return svg(left + 4 * (side + 10), top + len(learners) * (side + 10), parts)
 
 
 def main() -> None:

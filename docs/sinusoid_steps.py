@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drawing import svg
 from metaopt import seeds
 from metaopt.executor import Traced, Vmap
 from metaopt.files import write_json, write_text
@@ -173,12 +174,7 @@ def plot(found: Mapping[str, Any]) -> str:
         at = max(y, lowest + 15) if x == left + width else y  # names beside the plot do not overlap
         lowest = at if x == left + width else lowest
         parts.append(f'<text x="{x + 8:.1f}" y="{at + 4:.1f}" fill="{colour}">{name}</text>')
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 110} {top + height + 50}" '
-        f'font-family="sans-serif" font-size="13" fill="#444">\n<rect width="100%" height="100%" fill="white"/>\n'
-        f"{body}\n</svg>\n"
-    )
+    return svg(left + width + 110, top + height + 50, parts)
 
 
 def main() -> None:

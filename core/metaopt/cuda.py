@@ -1,4 +1,4 @@
-"""What is different on CUDA. Elsewhere each of these does nothing, which is all of it that has been run so far."""
+"""What is different on CUDA. On a CPU each of these does nothing, and nothing else of them has been run so far."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 Operators = Callable[..., Sequence[Tensor]]
 
 
-def take_turn(number: int) -> None:
-    """Let this process compute on its device: processes, by their numbers, take turns among those that there are."""
-    if torch.cuda.is_available():
+def take_turn(device: torch.device, number: int) -> None:
+    """Let this process compute on its CUDA device: processes, by their numbers, take turns among those there are."""
+    if device.type == "cuda":
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
@@ -33,7 +33,7 @@ def graphed(run: Operators, inputs: Sequence[Tensor]) -> Operators:
     if not inputs or not all(tensor.is_cuda for tensor in inputs):
         return run
     held = [tensor.clone() for tensor in inputs]  # a graph reads and writes where it was captured
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]  # torch has no types here
     try:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

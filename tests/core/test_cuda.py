@@ -6,8 +6,8 @@ from metaopt.cuda import graphed, moved, take_turn
 from metaopt.graph import record
 
 
-def test_without_cuda_a_process_takes_no_turn() -> None:
-    take_turn(3)
+def test_a_process_that_computes_on_the_cpu_takes_no_turn() -> None:
+    take_turn(torch.device("cpu"), 3)
     assert not torch.cuda.is_initialized()
 
 

@@ -303,8 +303,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the parent decides
     end_with(parent)
     on_one_core()
-    if bench.device.type == "cuda":
-        take_turn(turn)
+    take_turn(bench.device, turn)
     isolated, me, forked = bench.study.isolation == "process", os.getpid(), multiprocessing.RawValue("b", 0)
     if isolated:
         _alone()

@@ -63,5 +63,5 @@ def fastest(bench: Bench, learner: str) -> str | None:
         name: 1 / pace.steps(budget.cpu_seconds) if budget.cpu_seconds else pace.seconds(steps)
         for name, pace in paces.items()
     }
-    usual, best = choose("auto", built.spec).name, min(cost, key=lambda name: cost[name])
+    usual, best = choose("auto", built.spec, bench.device.type).name, min(cost, key=lambda name: cost[name])
     return best if cost[best] < GAIN * cost.get(usual, float("inf")) else usual

@@ -154,7 +154,7 @@ class Ledger:
             pool=study.search_on,
             purpose="search",
             n_tasks=study.evaluation.tasks,
-            scoring=study.evaluation.cpu_seconds or math.inf,
+            scoring_seconds=study.evaluation.cpu_seconds or math.inf,
             reports=not self.bench.others,  # of several objectives Optuna keeps no curve, and none is stopped
             deadline=deadline,
             checkpoint=self._checkpoint(number),

@@ -349,12 +349,12 @@ def starts(bench: Bench) -> list[Start]:
         raise UserError(f"warm_start: {error}") from None
     mine = describe(bench) if any(one.description for _, studies in sources for one in studies) else None
     space, found = bench.study.space, list[Start]()
-    others = bench.registry.learners.keys() - space.learners.keys()
+    elsewhere = bench.registry.learners.keys() - space.learners.keys()
     near = [
-        (worse, _distance(mine, one, bench.study.objective) + _longer(had, bench.study.budget), source, one, had)
+        (worse, _distance(mine, one, bench.study.objective) + _length_apart(had, bench.study.budget), source, one, had)
         for source, studies in sources
         for one in studies
-        for worse, had in _halves([had for had in one.learners if had.learner not in others])
+        for worse, had in _halves([had for had in one.learners if had.learner not in elsewhere])
     ]
     tried = [space.searched(space.default(learner)) for learner in space.learners]
     for _, far, source, one, had in sorted(near, key=lambda item: item[:2]):
@@ -401,7 +401,7 @@ def _halves(best_first: Sequence[Found]) -> Iterator[tuple[bool, Found]]:
         yield at >= len(best_first) / 2, had
 
 
-def _longer(had: Found, budget: Budget) -> float:
+def _length_apart(had: Found, budget: Budget) -> float:
     """Return how unlike the training of a pipeline is to a study's, in powers of ten; 0 where tasks do not tell."""
     if not budget.tasks or had.trained_tasks < 1:
         return 0.0

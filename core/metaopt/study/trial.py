@@ -135,8 +135,12 @@ class Job:
     """Whether this trains the winner: not in folds, but on all the classes that it may be trained on."""
     checkpoint: Place | None = None
     """For its state on the way through a long meta-training, from which it goes on."""
-    scoring: float = math.inf
+    scoring_seconds: float = math.inf
     """CPU seconds after which it has been scored on enough of its tasks."""
+
+    def seconds_for(self, n_tasks: int) -> float:
+        """Return the share of these seconds that so many of its tasks have."""
+        return self.scoring_seconds * n_tasks / self.n_tasks
 
 
 @dataclass(frozen=True)
@@ -441,8 +445,8 @@ class Bench:
                     note(trained)
                     budget = Budget(tasks=trained.tasks, planned=trained.planned)  # for the other folds, alike
                 started = time.monotonic()
-                time_for = job.scoring * n_tasks / job.n_tasks
-                parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race, time_for))
+                seconds = job.seconds_for(n_tasks)
+                parts.append(bench.score(learner, job.pool, job.purpose, n_tasks, race, seconds))
                 course.evaluation_seconds += time.monotonic() - started
         if job.save_to and len(benches) == 1:
             _save(job.save_to, learner)
@@ -535,8 +539,8 @@ class Bench:
             if job.reports and passed < len(RUNGS) and training.progress >= RUNGS[passed]:
                 rung, notes["rungs"] = RUNGS[passed], passed + 1
                 n_tasks = min(RUNG_TASKS, job.n_tasks)
-                time_for = job.scoring * n_tasks / job.n_tasks
-                scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check(), time_for)
+                seconds = job.seconds_for(n_tasks)
+                scores = self.score(learner, job.pool, job.purpose, n_tasks, lambda scores: check(), seconds)
                 learner.train()
                 if report(rung, tuple(scores.per_task.tolist())):
                     raise Stop(f"hopeless at {rung:.0%} of its budget")
