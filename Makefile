@@ -42,10 +42,10 @@ help:
 	@echo "make ladder     what each part of the challenge's pipeline is worth, half an hour of two cores"
 	@echo "make worth      the search beside learners at their defaults, in the same CPU time, an hour of two cores"
 	@echo "make pruning    what halving and racing save, beside studies without them, an hour of a core"
-	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: ten minutes of two cores"
+	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: half an hour of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make portfolio  run small studies of each learner, from which others may begin (warm_start: builtin): an hour of a core"
-	@echo "make curves     learning curves of learners that are far from their papers, docs/results/curves: half an hour of two cores"
+	@echo "make curves     learning curves of learners that are far from their papers, docs/results/curves*: 80 minutes of two cores"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 

@@ -63,14 +63,15 @@ def zoo(name: str) -> str:
 
 def curves(name: str) -> str:
     """Return a table of the learning curves that docs/curves.py found, beside what papers report."""
-    found = _board(name)
-    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))["zoo-omniglot"]
+    found, papers = _board(name), yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))
+    published = papers[name.replace("curves", "zoo-omniglot")]
     seconds = [f"{point['after']} s" for point in next(iter(found.values()))["points"]]
     rows = [("accuracy after", *seconds, "tasks trained", "paper")]
     for learner, one in found.items():
         points = one["points"]
         cells = [*(number(point["mean"]) for point in points[:-1]), interval(points[-1])]
-        rows.append((learner, *cells, f"{points[-1]['tasks']:,}", f"{published[learner]['accuracy'] / 100:.4f}"))
+        paper = f"{published[learner]['accuracy'] / 100:.4f}" if learner in published else "–"
+        rows.append((learner, *cells, f"{points[-1]['tasks']:,}", paper))
     return _table(rows, left={0})
 
 
@@ -193,8 +194,9 @@ def worth(name: str) -> str:
     learners = list(seeds[0]["others"])
     rows = [("accuracy in %, seed", "CPU s", "the search", "of", "ahead of the best", *learners)]
     for row in seeds:
-        found, best = row["search"], max(row["others"][one]["test"] for one in learners)
-        cells = [f"{100 * one['test']:.1f} ± {100 * one['ci95']:.1f}" for one in (found, *row["others"].values())]
+        found, best = row["search"], max(one["test"] for one in row["others"].values())
+        shown = [found, *map(row["others"].get, learners)]
+        cells = [f"{100 * one['test']:.1f} ± {100 * one['ci95']:.1f}" if one else "–" for one in shown]
         ahead = f"{100 * (found['test'] - best):+.1f}"
         rows.append((str(row["seed"]), f"{found['cpu_seconds']}", cells[0], found["learner"], ahead, *cells[1:]))
     return _table(rows, left={0, 3})

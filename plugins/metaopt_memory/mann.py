@@ -34,8 +34,9 @@ class MANN(Learner):
     The support set is the sequence (x₁, null), (x₂, y₁), …, in the order given. Each query is then presented by
     itself, with the last support's label, to the memory as the support set left it. In a stream (`tasks.stream`) it is
     scored as in the paper. The LSTM reads the encoder's features instead of pixels, and labels are one-hot at any
-    number of ways (the paper's strings of letters are for more than five). A read head writes, too, each to its own of
-    the least used slots, a detail that the paper leaves open.
+    number of ways (the paper's strings of letters are for more than five). Two details that the paper leaves open: a
+    read head writes, too, each to its own of the least used slots; and where a step reads is told by the memory before
+    it writes. By the memory after it, a key finds itself, and learning takes many times as long.
     """
 
     name = "mann"
@@ -114,16 +115,17 @@ class MANN(Learner):
         keys = self.key(hidden).tanh().unflatten(1, (heads, -1))  # (b, heads, slot_size)
         alpha = self.alpha(hidden).sigmoid()[:, :, None]  # (b, heads, 1)
 
+        # equations 2 and 3: where to read, by content; before this key is written, as it would find itself
+        lengths = state.memory.norm(dim=-1)[:, None].clamp(min=1e-12)  # of slots, (b, 1, slots); of empty ones 0
+        cosines = normalize(keys, dim=-1) @ state.memory.mT / lengths  # (b, heads, slots)
+        read_weights = (self.config.sharpness * cosines).softmax(-1)
+
         # equations 5 to 8: each head writes its key where it last read, or over one of the least used slots
         order = state.usage.argsort(dim=1, stable=True)[:, :heads]  # (b, heads)
         least_used = (order[:, :, None] == torch.arange(self.config.slots, device=order.device)).to(hidden)
         write_weights = alpha * state.read_weights + (1 - alpha) * least_used  # (b, heads, slots)
         memory = state.memory * (1 - least_used.sum(1))[:, :, None] + write_weights.mT @ keys
 
-        # equations 2 to 4: read by content
-        lengths = memory.norm(dim=-1)[:, None].clamp(min=1e-12)  # of slots, (b, 1, slots); of empty ones 0
-        cosines = normalize(keys, dim=-1) @ memory.mT / lengths  # (b, heads, slots)
-        read_weights = (self.config.sharpness * cosines).softmax(-1)
-        read = (read_weights @ memory).flatten(1)  # (b, heads * slot_size)
+        read = (read_weights @ memory).flatten(1)  # equation 4, (b, heads * slot_size)
         usage = self.config.decay * state.usage + read_weights.sum(1) + write_weights.sum(1)
         return self.out(torch.cat([hidden, read], 1)), State(hidden, cell, memory, read, read_weights, usage)

@@ -85,23 +85,20 @@ def by_hand(learner: MANN, inputs: Tensor, state: State) -> tuple[Tensor, State]
     hidden = torch.sigmoid(out) * torch.tanh(cell)
     keys = torch.tanh(learner.key(hidden)).split(c.slot_size)
     alphas = torch.sigmoid(learner.alpha(hidden))
+    memory, usage, all_weights = state.memory[0].clone(), c.decay * state.usage[0], []
+    for key in keys:
+        closeness = torch.stack([cosine_similarity(key, row, dim=0) for row in memory])
+        weights = torch.exp(c.sharpness * closeness)
+        all_weights.append(weights / weights.sum())
+        usage = usage + all_weights[-1]
     by_usage = sorted(range(c.slots), key=lambda slot: state.usage[0, slot].item())[: c.heads]
-    memory, usage = state.memory[0].clone(), c.decay * state.usage[0]
     memory[by_usage] = 0
     for head, key in enumerate(keys):
         for slot in range(c.slots):
             weight = alphas[head] * state.read_weights[0, head, slot] + (1 - alphas[head]) * (slot == by_usage[head])
             memory[slot] += weight * key
             usage[slot] += weight
-    reads, all_weights = [], []
-    for key in keys:
-        closeness = torch.stack([cosine_similarity(key, row, dim=0) for row in memory])
-        weights = torch.exp(c.sharpness * closeness)
-        weights = weights / weights.sum()
-        reads.append((weights[:, None] * memory).sum(0))
-        all_weights.append(weights)
-        usage = usage + weights
-    read = torch.cat(reads)
+    read = torch.cat([(weights[:, None] * memory).sum(0) for weights in all_weights])
     prediction = learner.out(torch.cat([hidden, read]))
     after = hidden, cell, memory, read, torch.stack(all_weights), usage
     return prediction, State(*(tensor[None] for tensor in after))
@@ -135,6 +132,18 @@ def test_new_keys_go_to_slots_of_their_own_until_the_memory_is_full_and_then_to_
         assert moved == sorted(before.usage[0].argsort(stable=True)[:2].tolist())
         written.append(moved)
     assert sorted(slot for slots in written[:3] for slot in slots) == list(range(6))
+
+
+def test_where_a_step_reads_is_told_by_what_earlier_steps_wrote_and_not_by_its_own_key() -> None:
+    learner, (x, _) = mann(sharpness=50.0), sequence(CLASSES, 2)
+    null = torch.zeros(2, 3, dtype=torch.float64)
+    heard, recall = learner._heard(torch.cat([x, null], 1))
+    _, first = learner._step(heard[:1], recall, learner._start(x))
+    torch.testing.assert_close(first.read_weights, torch.full_like(first.read_weights, 1 / 9))  # nothing was there
+    _, second = learner._step(heard[1:], recall, first)
+    own = (second.memory - first.memory)[0].abs().sum(1).argmax()
+    assert not first.memory[0, own].any()
+    assert second.read_weights[0, :, own].max() < 1 / 2
 
 
 def test_with_the_memory_unheard_it_is_torchs_lstm() -> None:
