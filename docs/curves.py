@@ -137,7 +137,7 @@ def plot(found: Mapping[str, Mapping[str, Any]], zoo: Zoo) -> str:
     for y, name, colour in sorted(ends):  # names beside the plot do not overlap
         lowest = max(y, lowest + 15)
         parts.append(f'<text x="{left + width + 8}" y="{lowest + 4:.1f}" fill="{colour}">{name}</text>')
-    return svg(left + width + 100, top + height + 50, parts)
+    return svg(left + width + 130, top + height + 50, parts)
 
 
 def main() -> None:
