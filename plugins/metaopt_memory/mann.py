@@ -34,9 +34,10 @@ class MANN(Learner):
     The support set is the sequence (x₁, null), (x₂, y₁), …, in the order given. Each query is then presented by
     itself, with the last support's label, to the memory as the support set left it. In a stream (`tasks.stream`) it is
     scored as in the paper. The LSTM reads the encoder's features instead of pixels, and labels are one-hot at any
-    number of ways (the paper's strings of letters are for more than five). Two details that the paper leaves open: a
-    read head writes, too, each to its own of the least used slots; and where a step reads is told by the memory before
-    it writes. By the memory after it, a key finds itself, and learning takes many times as long.
+    number of ways (the paper's strings of letters are for more than five). A read head writes, too, each to its own of
+    the least used slots, a detail that the paper leaves open. Where a step reads is told by the memory before it
+    writes, though equation 2 has the index of the one after: there a key finds itself, and learning takes many times as
+    long.
     """
 
     name = "mann"
