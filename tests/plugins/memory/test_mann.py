@@ -77,31 +77,29 @@ def test_a_query_is_the_next_example_of_the_support_sets_stream(spec: TaskSpec) 
 
 def by_hand(learner: MANN, inputs: Tensor, state: State) -> tuple[Tensor, State]:
     """Take one step by the paper's equations, a head and a slot at a time."""
-    c, hidden = learner.config, state.hidden[0]
-    forget, write, out, new = (
-        learner.gates.weight @ torch.cat([inputs, state.read[0], hidden]) + learner.gates.bias
-    ).chunk(4)
-    cell = torch.sigmoid(forget) * state.cell[0] + torch.sigmoid(write) * torch.tanh(new)
+    c, hidden = learner.config, state.hidden
+    heard = learner.hear.weight @ inputs + learner.hear.bias
+    forget, write, out, new = (heard + learner.recall.weight @ torch.cat([state.read, hidden])).chunk(4)
+    cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(write) * torch.tanh(new)
     hidden = torch.sigmoid(out) * torch.tanh(cell)
     keys = torch.tanh(learner.key(hidden)).split(c.slot_size)
     alphas = torch.sigmoid(learner.alpha(hidden))
-    memory, usage, all_weights = state.memory[0].clone(), c.decay * state.usage[0], []
+    memory, usage, all_weights = state.memory.clone(), c.decay * state.usage, []
     for key in keys:
         closeness = torch.stack([cosine_similarity(key, row, dim=0) for row in memory])
         weights = torch.exp(c.sharpness * closeness)
         all_weights.append(weights / weights.sum())
         usage = usage + all_weights[-1]
-    by_usage = sorted(range(c.slots), key=lambda slot: state.usage[0, slot].item())[: c.heads]
+    by_usage = sorted(range(c.slots), key=lambda slot: state.usage[slot].item())[: c.heads]
     memory[by_usage] = 0
     for head, key in enumerate(keys):
         for slot in range(c.slots):
-            weight = alphas[head] * state.read_weights[0, head, slot] + (1 - alphas[head]) * (slot == by_usage[head])
+            weight = alphas[head] * state.read_weights[head, slot] + (1 - alphas[head]) * (slot == by_usage[head])
             memory[slot] += weight * key
             usage[slot] += weight
     read = torch.cat([(weights[:, None] * memory).sum(0) for weights in all_weights])
     prediction = learner.out(torch.cat([hidden, read]))
-    after = hidden, cell, memory, read, torch.stack(all_weights), usage
-    return prediction, State(*(tensor[None] for tensor in after))
+    return prediction, State(hidden, cell, memory, read, torch.stack(all_weights), usage)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 5.0])
@@ -126,10 +124,10 @@ def test_new_keys_go_to_slots_of_their_own_until_the_memory_is_full_and_then_to_
     state, written = learner._start(x), []
     for row in x:
         before = state
-        heard, recall = learner._heard(torch.cat([row, torch.zeros(3, dtype=torch.float64)])[None])
-        _, state = learner._step(heard, recall, before)
-        moved = (state.memory - before.memory)[0].abs().amax(1).nonzero()[:, 0].tolist()
-        assert moved == sorted(before.usage[0].argsort(stable=True)[:2].tolist())
+        heard = learner.hear(torch.cat([row, torch.zeros(3, dtype=torch.float64)])[None])
+        state = learner._write(before, learner._step(heard, before))
+        moved = (state.memory - before.memory).abs().amax(1).nonzero()[:, 0].tolist()
+        assert moved == sorted(before.usage.argsort(stable=True)[:2].tolist())
         written.append(moved)
     assert sorted(slot for slots in written[:3] for slot in slots) == list(range(6))
 
@@ -137,27 +135,28 @@ def test_new_keys_go_to_slots_of_their_own_until_the_memory_is_full_and_then_to_
 def test_where_a_step_reads_is_told_by_what_earlier_steps_wrote_and_not_by_its_own_key() -> None:
     learner, (x, _) = mann(sharpness=50.0), sequence(CLASSES, 2)
     null = torch.zeros(2, 3, dtype=torch.float64)
-    heard, recall = learner._heard(torch.cat([x, null], 1))
-    _, first = learner._step(heard[:1], recall, learner._start(x))
+    heard = learner.hear(torch.cat([x, null], 1))
+    start = learner._start(x)
+    first = learner._write(start, learner._step(heard[:1], start))
     torch.testing.assert_close(first.read_weights, torch.full_like(first.read_weights, 1 / 9))  # nothing was there
-    _, second = learner._step(heard[1:], recall, first)
-    own = (second.memory - first.memory)[0].abs().sum(1).argmax()
-    assert not first.memory[0, own].any()
-    assert second.read_weights[0, :, own].max() < 1 / 2
+    second = learner._write(first, learner._step(heard[1:], first))
+    own = (second.memory - first.memory).abs().sum(1).argmax()
+    assert not first.memory[own].any()
+    assert second.read_weights[:, own].max() < 1 / 2
 
 
 def test_with_the_memory_unheard_it_is_torchs_lstm() -> None:
     learner, (x, y) = mann(), sequence(CLASSES)
     n_in, n_read, size = 4 + 3, 2 * 5, 7
     with torch.no_grad():
-        learner.gates.weight[:, n_in : n_in + n_read] = 0
+        learner.recall.weight[:, :n_read] = 0
         learner.out.weight[:, size:] = 0
     cell = nn.LSTMCell(n_in, size).double()
     order = torch.arange(4 * size).view(4, size)[[1, 0, 3, 2]].flatten()  # torch has input, forget, new, output
     with torch.no_grad():
-        cell.weight_ih.copy_(learner.gates.weight[order, :n_in])
-        cell.weight_hh.copy_(learner.gates.weight[order, n_in + n_read :])
-        cell.bias_ih.copy_(learner.gates.bias[order])
+        cell.weight_ih.copy_(learner.hear.weight[order])
+        cell.weight_hh.copy_(learner.recall.weight[order, n_read:])
+        cell.bias_ih.copy_(learner.hear.bias[order])
         cell.bias_hh.zero_()
     late = torch.cat([torch.zeros(1, 3), torch.eye(3)[y[:-1]]]).double()
     state, expected = None, []
