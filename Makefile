@@ -45,7 +45,7 @@ help:
 	@echo "make clinc      sentences of unseen classes, without a pretrained model, five divisions: half an hour of two cores"
 	@echo "make reproduce  measure published figures again, docs/results/reproduce, a quarter of an hour"
 	@echo "make portfolio  run small studies of each learner, from which others may begin (warm_start: builtin): an hour of a core"
-	@echo "make curves     learning curves of learners that are far from their papers, docs/results/curves*: three quarters of an hour of two cores"
+	@echo "make curves     learning curves of learners that are far from their papers, docs/results/curves*: an hour and a quarter of two cores"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove what the targets made, run folders excepted"
 

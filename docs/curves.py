@@ -3,8 +3,10 @@
 Of studies/zoo-omniglot.yaml at 5 ways, and at 20, whoever is below `pixels` in the board kept in docs/results, or makes
 more than three times its paper's errors (docs/published.yaml), is meta-trained once more, at its defaults, for eight
 times as long (four times at 20 ways), and on its way scored on the same test tasks: when it has had the share of its
-tasks that each of the seconds is of the last. What a learner came to is kept in a file of its own in DIR, and not run
-again. Writes docs/results/curves.json and curves-20w.json, from which the README's tables are made, and .svg.
+tasks that each of the seconds is of the last. Whoever is below `pixels` even then is run once more and for longer, all
+tasks of a step at once, as that is faster for such learners (for MetaNet it is not). What a learner came to is kept in
+a file of its own in DIR, and not run again. Writes the curves*.json of docs/results, from which the README's tables are
+made, and .svg.
 """
 
 import argparse
@@ -51,6 +53,8 @@ class Zoo:
     seconds: tuple[int, ...]
     """Of meta-training, after which a learner is scored."""
     settings: tuple[str, ...] = ()
+    after: str = ""
+    """Shorter runs: those below `pixels` at their end are run again. If none, those far from their papers."""
 
 
 ZOOS = {
@@ -58,21 +62,39 @@ ZOOS = {
     "curves-20w": Zoo(
         "zoo-omniglot-20w", "accuracy, 20-way 1-shot", (10, 20, 40, 80), ("tasks.n_way=20", "evaluation.tasks=50")
     ),
+    "curves-long": Zoo(
+        "zoo-omniglot", "accuracy, 5-way 1-shot", (80, 160, 320, 640), ("executor=traced",), after="curves"
+    ),
+    "curves-20w-long": Zoo(
+        "zoo-omniglot-20w",
+        "accuracy, 20-way 1-shot",
+        (80, 160, 320, 640),
+        ("tasks.n_way=20", "evaluation.tasks=50", "executor=traced"),
+        after="curves-20w",
+    ),
 }
 """By the name of what is written in docs/results."""
 
 
-def far_from_their_papers(board: str) -> list[str]:
-    """Return the learners of a run of the zoo of which a longer one is asked, best first."""
-    learners = json.loads((FOLDER / f"{board}.json").read_text(encoding="utf-8"))["learners"]
-    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))[board]
+def longer(zoo: Zoo) -> list[str]:
+    """Return the learners of which this longer run is asked, best first."""
+    learners = _result(zoo.board)["learners"]
     least = learners["pixels"]["search"]["mean"]
+    if zoo.after:
+        return [name for name, one in _result(zoo.after).items() if one["points"][-1]["mean"] < least]
+    published = yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))[zoo.board]
     found = []
     for name, entry in learners.items():
         mean, paper = entry["search"]["mean"], published.get(name)
         if mean < least or (paper and 1 - mean > TOO_MANY * (1 - paper["accuracy"] / 100)):
             found.append(name)
     return found
+
+
+def _result(name: str) -> dict[str, Any]:
+    """Return what docs/results keeps under that name."""
+    kept: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return kept
 
 
 def curve(name: str, zoo: Zoo) -> dict[str, Any]:
@@ -144,14 +166,14 @@ def main() -> None:
     """Measure those that are asked for, and write what is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--of", nargs="+", choices=ZOOS, default=list(ZOOS))
-    parser.add_argument("--only", nargs="+", metavar="LEARNER", help="instead of all that are far from their papers")
+    parser.add_argument("--only", nargs="+", metavar="LEARNER", help="instead of all of which a longer run is asked")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="learners side by side, a core each")
     parser.add_argument("--output", type=Path, default=ROOT / "runs", metavar="DIR")
     options = parser.parse_args()
     for result in options.of:
         zoo, folder = ZOOS[result], options.output / result
         folder.mkdir(parents=True, exist_ok=True)
-        asked = options.only or far_from_their_papers(zoo.board)
+        asked = options.only or longer(zoo)
         left = [name for name in asked if not (folder / f"{name}.json").exists()]
         with ProcessPoolExecutor(options.at_once, initializer=on_one_core) as processes:
             for running in [processes.submit(keep, name, zoo, folder) for name in left]:

@@ -64,7 +64,7 @@ def zoo(name: str) -> str:
 def curves(name: str) -> str:
     """Return a table of the learning curves that docs/curves.py found, beside what papers report."""
     found, papers = _board(name), yaml.safe_load((ROOT / "docs" / "published.yaml").read_text(encoding="utf-8"))
-    published = papers[name.replace("curves", "zoo-omniglot")]
+    published = papers[name.replace("curves", "zoo-omniglot").removesuffix("-long")]
     seconds = [f"{point['after']} s" for point in next(iter(found.values()))["points"]]
     rows = [("accuracy after", *seconds, "tasks trained", "paper")]
     for learner, one in found.items():
