@@ -565,13 +565,13 @@ HEADER = (
 )
 
 
-def line(result: Mapping[str, Any], peak: float) -> str:
+def line(result: Mapping[str, Any]) -> str:
     """Return a row beside its fastest peer."""
     mine = result["contenders"]["metaopt"]
     others = {name: one for name, one in result["contenders"].items() if name != "metaopt"}
     best = min(others, key=lambda name: others[name]["cpu"])
     rates = [result["tasks"] / one["cpu"] for one in (mine, others[best])]
-    shares = [result["flops"] / one["cpu"] / peak for one in (mine, others[best])]
+    shares = [result["flops"] / one["cpu"] / result["peak"] for one in (mine, others[best])]
     return (
         f"{result['row']:<38} {rates[0]:>8,.1f} {rates[1]:>8,.1f} {best:<11} {rates[0] / rates[1]:>5.2f} "
         f"{min(one['wall'] for one in others.values()) / mine['wall']:>5.2f} {result['target']:>6} {shares[0]:>5.0%} "
@@ -604,10 +604,10 @@ def main() -> None:
         if any(row.data for row in chosen):
             write_pictures(Glyphs(Glyphs.Config(train_classes=N_CLASSES, size=OMNIGLOT)).pools["train"], root)
         for row in chosen:
-            rows[row.name] = measure(row, arguments.seconds, arguments.turns, root)
-            print(line(rows[row.name], peak), flush=True)
+            rows[row.name] = {**measure(row, arguments.seconds, arguments.turns, root), "peak": peak}
+            print(line(rows[row.name]), flush=True)
             if arguments.json:  # after each row, as all of them take long
-                whole = {"peak": peak, "torch": torch.__version__, "rows": list(rows.values())}
+                whole = {"torch": torch.__version__, "rows": list(rows.values())}
                 arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(f"a core's float32 matmul peak: {peak / 1e9:.0f} GFLOP/s of CPU time")
 

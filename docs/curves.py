@@ -178,8 +178,9 @@ def main() -> None:
         with ProcessPoolExecutor(options.at_once, initializer=on_one_core) as processes:
             for running in [processes.submit(keep, name, zoo, folder) for name in left]:
                 running.result()
-        every = (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
-        found = {one["learner"]: one for one in sorted(every, key=lambda one: -one["points"][-1]["mean"])}
+        every = _result(result) if (FOLDER / f"{result}.json").exists() else {}  # the others stay as they were measured
+        every |= {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+        found = dict(sorted(every.items(), key=lambda one: -one[1]["points"][-1]["mean"]))
         write_json(FOLDER / f"{result}.json", found)
         write_text(FOLDER / f"{result}.svg", plot(found, zoo))
 

@@ -80,7 +80,7 @@ class MANN(Learner):
         self.out = nn.Linear(n_recalled, spec.n_outputs)
 
         # The start decides how long it answers at random: keys that are large and have no bias in common, and writing
-        # to unused slots, shorten that several times. `hear` and `recall` begin as one layer of all inputs would.
+        # to unused slots, shorten that. `hear` and `recall` begin as one layer of all inputs would.
         bound = (self.hear.in_features + n_recalled) ** -0.5
         for parameter in (*self.hear.parameters(), *self.recall.parameters()):
             nn.init.uniform_(parameter, -bound, bound)
@@ -138,7 +138,7 @@ class MANN(Learner):
         write_weights = alpha * state.read_weights + (1 - alpha) * least_used  # (b, heads, slots)
         erased = least_used.sum(0)
 
-        # equation 4, of the memory after this is written, without making b such memories, which took most of the time
+        # equation 4, of the memory after this is written, without making b such memories
         kept = (read_weights * (1 - erased)) @ state.memory  # (b * heads, slot_size)
         keys, read_weights = keys.view(-1, heads, slot_size), read_weights.view(-1, heads, slots)
         read = (kept.view_as(keys) + read_weights @ write_weights.mT @ keys).flatten(1)  # (b, heads * slot_size)

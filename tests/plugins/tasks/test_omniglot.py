@@ -23,11 +23,6 @@ from metaopt.task import POOLS, Pool, TaskBatch, TaskSpec
 from metaopt_tasks import omniglot
 from metaopt_tasks.omniglot import Omniglot
 
-DATA = Path(os.environ.get("METAOPT_DATA") or Path(__file__).parents[4] / "shared" / "data") / "omniglot"
-needs_omniglot = pytest.mark.skipif(
-    not (DATA / "images_background.zip").exists(), reason=f"no Omniglot at {DATA}; METAOPT_DATA names another place"
-)
-
 Sets = Mapping[str, Mapping[str, int]]
 """Of each set, how many characters its alphabets have."""
 
@@ -686,9 +681,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def real(warm: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def real(drawings: Path, warm: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METAOPT_CACHE", warm)
-    return DATA
+    return drawings
 
 
 def test_folds_keep_an_alphabet_whole_however_it_is_turned_and_score_it_upright(root: Path) -> None:
@@ -722,7 +717,6 @@ def test_a_preview_of_folds_needs_no_validation_pool(root: Path, capsys: pytest.
     assert "the validation pool is empty" in capsys.readouterr().out
 
 
-@needs_omniglot
 def test_omniglot_has_its_published_counts(real: Path) -> None:
     alphabets = {
         name: omniglot._find_set(real, f"images_{name}").alphabets
@@ -747,7 +741,6 @@ def test_omniglot_has_its_published_counts(real: Path) -> None:
     assert {row.stop - row.start for row in rows} == {20}  # drawers
 
 
-@needs_omniglot
 def test_the_vinyals_split_loads_as_it_was_published(real: Path) -> None:
     sampler = load(real, split="splits/vinyals")
     assert [len(sampler.pools[pool]) for pool in POOLS] == [4 * 1028, 4 * 172, 4 * 423]
@@ -758,7 +751,6 @@ def test_the_vinyals_split_loads_as_it_was_published(real: Path) -> None:
             assert torch.equal(pictures, upright.rot90(turns, (2, 3)))
 
 
-@needs_omniglot
 def test_the_minimal_sets_overlap_as_published(real: Path) -> None:
     small = "images_background_small1", "images_background_small2"
     both = load(real, train=small, test=("images_evaluation",))
@@ -773,7 +765,6 @@ def test_the_minimal_sets_overlap_as_published(real: Path) -> None:
     assert [len(apart.pools[pool]) for pool in POOLS] == [136, 17, 0]
 
 
-@needs_omniglot
 def test_unpacked_omniglot_gives_the_same_pools_as_the_zip_files(real: Path, tmp_path: Path) -> None:
     name = "images_background_small1"
     with ZipFile(real / f"{name}.zip") as archive:
@@ -781,7 +772,6 @@ def test_unpacked_omniglot_gives_the_same_pools_as_the_zip_files(real: Path, tmp
     assert same_pools(load(real, train=(name,)), load(tmp_path, train=(name,)))
 
 
-@needs_omniglot
 def test_drawings_of_one_character_are_alike(real: Path) -> None:
     sampler = load(real, train=("images_background_small1",))
     batch = sampler.draw("train", sampler.spec(5, 1, 5), 400, Generator().manual_seed(0))
