@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from metaopt import tune
 from metaopt.learner import Learner
@@ -41,16 +41,25 @@ class Step(NamedTuple):
     erased: Tensor  # (slots,), 1 where the least used are, 0 elsewhere
 
 
+def strings(n_way: int) -> Tensor:
+    """Return a label of each class, (n_way, n_letters): one-hot, or its number in base 5 with one-hot digits."""
+    numbers, digits = torch.arange(n_way), list[Tensor]()
+    while 5 ** len(digits) < max(n_way, 2):
+        digits.append(numbers // 5 ** len(digits) % 5)
+    return torch.cat([one_hot(digit) for digit in digits], 1).float()
+
+
 class MANN(Learner):
     """Present examples one by one, each label a step late, to an LSTM that keeps what it needs in an external memory.
 
     The support set is the sequence (x₁, null), (x₂, y₁), …, in the order given. Each query is then presented by
     itself, with the last support's label, to the memory as the support set left it. In a stream (`tasks.stream`) it is
-    scored as in the paper. The LSTM reads the encoder's features instead of pixels, and labels are one-hot at any
-    number of ways (the paper's strings of letters are for more than five). A read head writes, too, each to its own of
-    the least used slots, a detail that the paper leaves open, as it does the start and how sharply cosines address.
-    Where a step reads is told by the memory before it writes, though equation 2 has the index of the one after: there a
-    key finds itself, and no start was found from which five classes are learned.
+    scored as in the paper. The LSTM reads the encoder's features instead of pixels. Labels of more than five classes
+    are strings of letters, as in the paper, though no longer than they must be to differ, and the same in all tasks. A
+    read head writes, too, each to its own of the least used slots, a detail that the paper leaves open, as it does the
+    start and how sharply cosines address. Where a step reads is told by the memory before it writes, though equation 2
+    has the index of the one after: there a key finds itself, and no start was found from which five classes are
+    learned.
     """
 
     name = "mann"
@@ -73,24 +82,31 @@ class MANN(Learner):
         super().__init__(spec, encoder, config)
         n_read = config.heads * config.slot_size
         n_recalled = n_read + config.controller
-        self.hear = nn.Linear(encoder.n_features + spec.n_outputs, 4 * config.controller)
+        classes = spec.kind == "classification"
+        self.letters: Tensor  # (n_outputs, n_letters); targets are heard as they are
+        self.register_buffer("letters", strings(spec.n_way) if classes else torch.eye(spec.n_outputs), persistent=False)
+        n_letters = self.letters.shape[1]
+        self.hear = nn.Linear(encoder.n_features + n_letters, 4 * config.controller)
         self.recall = nn.Linear(n_recalled, 4 * config.controller, bias=False)
         self.key = nn.Linear(config.controller, n_read, bias=False)
         self.alpha = nn.Linear(config.controller, config.heads)
-        self.out = nn.Linear(n_recalled, spec.n_outputs)
+        self.out = nn.Linear(n_recalled, n_letters)
 
-        # The start decides how long it answers at random: keys that are large and have no bias in common, and writing
-        # to unused slots, shorten that. `hear` and `recall` begin as one layer of all inputs would.
+        # The start decides how long it answers at random: keys that are large and have no bias in common, writing to
+        # unused slots, and labels that are not drowned by features, shorten that. But for labels, `hear` and `recall`
+        # begin as one layer of all inputs would.
         bound = (self.hear.in_features + n_recalled) ** -0.5
         for parameter in (*self.hear.parameters(), *self.recall.parameters()):
             nn.init.uniform_(parameter, -bound, bound)
+        if classes:
+            nn.init.uniform_(self.hear.weight[:, -n_letters:], -10 * bound, 10 * bound)
         nn.init.xavier_uniform_(self.key.weight, nn.init.calculate_gain("tanh"))
         nn.init.constant_(self.alpha.bias, -2.0)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return what the network says of each query from the state the support set left: (n_queries, n_outputs)."""
         support, query = self.encoder(support_x), self.encoder(query_x)  # (n, n_features)
-        labels = label_inputs(self.spec, support_y, support)  # (n_support, n_outputs)
+        labels = self._labels(support_y, support)  # (n_support, n_letters)
         _, state = self._present(support, labels)
         late = labels[-1:].expand(len(query), -1)
         return self._step(self.hear(torch.cat([query, late], 1)), state).prediction
@@ -101,10 +117,14 @@ class MANN(Learner):
         Its label comes with the next example.
         """
         features = self.encoder(x)
-        return self._present(features, label_inputs(self.spec, y, features))[0]
+        return self._present(features, self._labels(y, features))[0]
+
+    def _labels(self, y: Tensor, like: Tensor) -> Tensor:
+        """Return labels or targets (n, …) as they are heard, (n, n_letters)."""
+        return label_inputs(self.spec, y, like) @ self.letters
 
     def _present(self, features: Tensor, labels: Tensor) -> tuple[Tensor, State]:
-        """Return the predictions along a sequence (n, n_features) with labels (n, n_outputs), and its last state."""
+        """Return the predictions along a sequence (n, n_features) with labels (n, n_letters), and its last state."""
         late = torch.cat([torch.zeros_like(labels[:1]), labels[:-1]])
         state, predictions = self._start(features), []
         for heard in self.hear(torch.cat([features, late], 1)):
@@ -142,7 +162,7 @@ class MANN(Learner):
         kept = (read_weights * (1 - erased)) @ state.memory  # (b * heads, slot_size)
         keys, read_weights = keys.view(-1, heads, slot_size), read_weights.view(-1, heads, slots)
         read = (kept.view_as(keys) + read_weights @ write_weights.mT @ keys).flatten(1)  # (b, heads * slot_size)
-        prediction = self.out(torch.cat([hidden, read], 1))
+        prediction = self.out(torch.cat([hidden, read], 1)) @ self.letters.T  # a string's score is that of its letters
         return Step(prediction, hidden, cell, keys, read, read_weights, write_weights, erased)
 
     def _write(self, state: State, step: Step) -> State:

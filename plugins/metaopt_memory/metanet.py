@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import exp
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,12 @@ class MetaNet(Learner):
     network turns each support example's gradient in the base network into fast weights, of which each query gets a
     mixture by its attention to the examples' keys. Key and base network stand on one shared encoder, whose weights are
     slow only, where the paper has two networks with fast weights in every layer. With `first_order`, as in the
-    authors' program, gradients are data: nothing is differentiated through them.
+    authors' program, gradients are data: nothing is differentiated through them. The start, which the paper leaves
+    open, is a step of descent for the examples and next to nothing for the task.
     """
 
     name = "metanet"
     order_matters = True
-    defaults: ClassVar[dict[str, Any]] = {"outer.lr": 1e-3}
     config: "Config"
 
     @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class MetaNet(Learner):
         self.example_net = nn.Sequential(
             nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
         )
+        _start_with_descent(self.example_net)
+        with torch.no_grad():  # what all fast weights of the key network have in common turns all keys one way
+            self.task_out.weight *= 0.01
+            self.task_out.bias.zero_()
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return the scores of the base network with slow and fast weights: (n_queries, n_way)."""
@@ -86,6 +89,25 @@ class MetaNet(Learner):
 
 def _two_layers(n_in: int, width: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, width, bias=False), nn.ReLU(), nn.Linear(width, n_out, bias=False))
+
+
+@torch.no_grad()
+def _start_with_descent(net: nn.Sequential) -> None:
+    """Make its answer oppose the sign of a gradient and be 0 for none, whatever its logarithm.
+
+    Fast weights that begin with something in common can shut every hidden unit of the base network, and at twenty ways
+    they did: its scores were 0 from then on.
+    """
+    first, second, last = (layer for layer in net if isinstance(layer, nn.Linear))
+    signs = torch.ones(HIDDEN)
+    signs[HIDDEN // 2 :] = -1  # half of the units are for gradients above 0, half for those below
+    for layer in (first, second, last):
+        nn.init.zeros_(layer.bias)
+        layer.weight.abs_()
+    first.weight[:, 0] = 0
+    first.weight[:, 1] *= signs
+    second.weight *= signs[:, None] == signs
+    last.weight *= -signs
 
 
 def _log_and_sign(gradient: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from metaopt.task import TaskSpec
 from metaopt_encoders.identity import Identity
-from metaopt_memory.mann import MANN, State
+from metaopt_memory.mann import MANN, State, strings
 
 CLASSES = TaskSpec("classification", (4,), n_way=3, n_shot=2, n_query=2)
 TARGETS = TaskSpec("regression", (4,), n_way=1, n_shot=6, n_query=2, y_size=2)
@@ -54,6 +56,28 @@ def test_the_prediction_at_a_step_cannot_depend_on_that_steps_label_and_the_next
         assert torch.equal(otherwise[: step + 1], told[: step + 1])
         if step < 5:
             assert not torch.allclose(otherwise[step + 1], told[step + 1], rtol=1e-6)
+
+
+@given(n_way=st.integers(1, 700))
+def test_labels_are_one_hot_up_to_five_classes_and_as_few_letters_as_tell_apart_those_of_more(n_way: int) -> None:
+    labels = strings(n_way)
+    lengths = {n for n in range(1, 6) if 5**n >= n_way}
+    assert torch.equal(labels.sum(1), torch.full((n_way,), float(min(lengths))))
+    assert len(labels.unique(dim=0)) == n_way
+    assert set(labels.unique().tolist()) <= {0.0, 1.0}
+    assert n_way > 5 or torch.equal(labels, torch.eye(n_way))
+
+
+def test_a_class_of_more_than_five_scores_what_its_letters_do() -> None:
+    spec = TaskSpec("classification", (4,), n_way=7, n_shot=1, n_query=1)
+    learner, (x, y) = mann(spec), sequence(spec, 7)
+    _, state = learner._present(x, learner._labels(y, x))
+    late = learner._labels(y[-1:], x)[0]
+    expected = by_hand(learner, torch.cat([x[0], late]), state)[0]  # of the first letter's five and the second's two
+    assert expected.shape == (7,)
+    scores = learner(x, y, x[:1])[0]
+    assert expected[:5].tolist() == pytest.approx((scores[:5] - expected[5]).tolist())
+    assert (scores[5] - scores[0]).item() == pytest.approx((expected[6] - expected[5]).item())
 
 
 @both_kinds

@@ -12,10 +12,15 @@ from metaopt_memory.metanet import HIDDEN, MetaNet, _log_and_sign
 SPEC = TaskSpec("classification", (4,), n_way=3, n_shot=2, n_query=2)
 
 
-def metanet(**config: object) -> MetaNet:
+def metanet(*, at_start: bool = False, **config: object) -> MetaNet:
+    """Return one whose weights are those of its start, or any."""
     torch.manual_seed(0)
     settings = MetaNet.Config(**{"width": 6, **config})  # type: ignore[arg-type]
-    return MetaNet(SPEC, Identity((4,), Identity.Config()), settings).double()
+    learner = MetaNet(SPEC, Identity((4,), Identity.Config()), settings).double()
+    for module in () if at_start else learner.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return learner
 
 
 def task() -> tuple[Tensor, Tensor, Tensor]:
@@ -80,6 +85,20 @@ def test_a_gradient_becomes_its_logarithm_and_its_sign_or_where_it_is_small_its_
     torch.testing.assert_close(
         _log_and_sign(gradient), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9
     )
+
+
+def test_fast_weights_of_an_example_start_as_a_step_against_its_gradient() -> None:
+    learner = metanet(at_start=True)
+    gradient = torch.tensor([2.0, -2.0, 0.1, -0.1, 1e-3, -1e-3, 1e-5, -1e-5, 0.0], dtype=torch.float64)
+    step = learner.example_net(_log_and_sign(gradient)).squeeze(-1)
+    assert torch.equal(step.sign(), -gradient.sign())
+
+
+def test_keys_start_as_those_of_the_slow_weights_but_for_little() -> None:
+    learner, (support_x, support_y, _) = metanet(at_start=True), task()
+    slow, gradient = next(learner.key.parameters()), learner._gradients(learner.key, support_x, support_y)["0.weight"]
+    fast = learner._task_weight(gradient)
+    assert 0 < fast.norm() < 0.01 * slow.norm()
 
 
 @pytest.mark.parametrize("first_order", [True, False])

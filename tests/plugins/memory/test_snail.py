@@ -68,6 +68,16 @@ def test_each_example_of_a_stream_gets_what_stands_at_its_place_before_its_label
         torch.testing.assert_close(whole_sequence(learner, inputs)[-1], prediction, rtol=1e-9, atol=1e-12)
 
 
+def test_a_query_first_asks_for_the_support_that_is_like_it() -> None:
+    learner, (support_x, _, _) = snail(), task(CLASSES)
+    support = torch.nn.functional.normalize(support_x, dim=1)
+    attention = Attention(4, 16, 3).double()
+    scores = attention.ask(support) @ attention.key(support).T
+    torch.testing.assert_close(scores, scores.T)
+    assert torch.equal(scores.argmax(1), torch.arange(6))
+    assert all(torch.equal(it.ask.weight, it.key.weight) for it in learner.blocks if isinstance(it, Attention))
+
+
 @pytest.mark.parametrize("n_shot", [1, 2, 5])
 def test_the_convolutions_alone_let_a_query_see_the_whole_support_set(n_shot: int) -> None:
     spec = TaskSpec("classification", (4,), 3, n_shot, 2)
