@@ -4,9 +4,8 @@ Of studies/zoo-omniglot.yaml at 5 ways, and at 20, whoever is below `pixels` in 
 more than three times its paper's errors (docs/published.yaml), is meta-trained once more, at its defaults, for eight
 times as long (four times at 20 ways), and on its way scored on the same test tasks: when it has had the share of its
 tasks that each of the seconds is of the last. Whoever is below `pixels` even then is run once more and for longer, all
-tasks of a step at once, as that is faster for such learners (for MetaNet it is not). What a learner came to is kept in
-a file of its own in DIR, and not run again. Writes the curves*.json of docs/results, from which the README's tables are
-made, and .svg.
+tasks of a step at once, as that is faster for such learners. What a learner came to is kept in a file of its own in
+DIR, and not run again. Writes the curves*.json of docs/results, from which the README's tables are made, and .svg.
 """
 
 import argparse

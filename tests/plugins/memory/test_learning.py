@@ -57,6 +57,17 @@ def accuracy(learner: Learner, sampler: TaskSampler) -> float:
     return meta_test(learner, sampler, "validation", objective, 200, Traced(), draw=draw, device=CPU).mean
 
 
+def learned(learner: Learner, sampler: TaskSampler, n_tasks: int, outer: Outer, seed: int = 0) -> float:
+    """Meta-train; return what it comes to."""
+    meta_train(learner, sampler, outer, Budget(tasks=n_tasks), Traced(), seed=seed, device=CPU)
+    return accuracy(learner, sampler)
+
+
+@pytest.fixture
+def characters(drawings: Path) -> Omniglot:
+    return Omniglot(Omniglot.Config(root=str(drawings), split="splits/vinyals"))
+
+
 @pytest.mark.parametrize(
     ("cls", "config", "outer", "n_tasks"),
     [
@@ -75,8 +86,7 @@ def test_meta_training_beats_the_untrained_and_the_nearest_class_mean(
     learner = cls(spec, MLP((12,), MLP.Config(width=32)), cls.Config(**config))
     nearest, untrained = (accuracy(it, sampler) for it in (Pixels(spec, nn.Identity(), Pixels.Config()), learner))
     own = {key.removeprefix("outer."): value for key, value in cls.defaults.items()}
-    meta_train(learner, sampler, Outer(**own | outer), Budget(tasks=n_tasks), Traced(), seed=0, device=CPU)
-    assert accuracy(learner, sampler) > max(untrained, nearest) + 0.1
+    assert learned(learner, sampler, n_tasks, Outer(**own | outer)) > max(untrained, nearest) + 0.1
 
 
 def test_mann_tells_five_classes_apart_whose_features_are_ready_after_a_few_hundred_steps() -> None:
@@ -84,18 +94,16 @@ def test_mann_tells_five_classes_apart_whose_features_are_ready_after_a_few_hund
     sampler = Gaussian(Gaussian.Config(features=16, spread=3.0))
     torch.manual_seed(0)
     learner = MANN(sampler.spec(5, 1, 5), Identity((16,), Identity.Config()), MANN.Config())
-    meta_train(learner, sampler, Outer(tasks_per_step=16), Budget(tasks=3000), Vmap(), seed=0, device=CPU)
-    assert accuracy(learner, sampler) > 0.8
+    assert learned(learner, sampler, 3000, Outer(tasks_per_step=16)) > 0.8
 
 
 @pytest.mark.slow
 def test_mann_tells_twenty_classes_apart_by_labels_of_two_letters() -> None:
-    """By one-hot labels, or where features drown them, it takes half as many tasks more, or answers at random."""
+    """By one-hot labels it takes longer, and where features drown them it answers at random."""
     sampler = Gaussian(Gaussian.Config(features=16, spread=3.0))
     torch.manual_seed(0)
     learner = MANN(sampler.spec(20, 1, 1), Identity((16,), Identity.Config()), MANN.Config())
-    meta_train(learner, sampler, Outer(tasks_per_step=16), Budget(tasks=10_000), Traced(), seed=0, device=CPU)
-    assert accuracy(learner, sampler) > 0.6
+    assert learned(learner, sampler, 10_000, Outer(tasks_per_step=16)) > 0.6
 
 
 def test_metanet_tells_twenty_classes_apart_and_does_not_shut_its_units() -> None:
@@ -103,31 +111,26 @@ def test_metanet_tells_twenty_classes_apart_and_does_not_shut_its_units() -> Non
     sampler = Clouds()
     torch.manual_seed(1)
     learner = MetaNet(sampler.spec(20, 1, 1), MLP((12,), MLP.Config(width=32)), MetaNet.Config(width=16))
-    meta_train(learner, sampler, Outer(), Budget(tasks=300), Traced(), seed=1, device=CPU)
-    assert accuracy(learner, sampler) > 0.2
+    assert learned(learner, sampler, 300, Outer(), seed=1) > 0.2
 
 
 @pytest.mark.slow
-def test_snail_learns_twenty_characters_within_a_few_hundred_steps(drawings: Path) -> None:
-    """From attention that looks anywhere it answered at random for ten times as many."""
-    sampler = Omniglot(Omniglot.Config(root=str(drawings), split="splits/vinyals"))
-    spec = sampler.spec(20, 1, 1)
+def test_snail_learns_twenty_characters_within_a_few_hundred_steps(characters: Omniglot) -> None:
+    """From attention that looks anywhere it answered at random for longer."""
+    spec = characters.spec(20, 1, 1)
     torch.manual_seed(0)
     learner = SNAIL(spec, Conv4(spec.x_shape, Conv4.Config(pool="stride")), SNAIL.Config())
-    meta_train(learner, sampler, Outer(), Budget(tasks=3000), Traced(), seed=0, device=CPU)
-    assert accuracy(learner, sampler) > 0.3
+    assert learned(learner, characters, 3000, Outer()) > 0.3
 
 
 @pytest.mark.slow
-def test_mann_learns_characters_from_their_pixels_as_in_its_paper(drawings: Path) -> None:
+def test_mann_learns_characters_from_their_pixels_as_in_its_paper(characters: Omniglot) -> None:
     """At three times the rate, half as sharp and from small keys it answered at random for much longer."""
-    sampler = Omniglot(Omniglot.Config(root=str(drawings), split="splits/vinyals"))
-    spec = sampler.spec(5, 1, 5)
+    spec = characters.spec(5, 1, 5)
     torch.manual_seed(0)
     encoder = Identity(spec.x_shape, Identity.Config())
     learner, pixels = (cls(spec, encoder, cls.Config()) for cls in (MANN, Pixels))
-    meta_train(learner, sampler, Outer(tasks_per_step=16), Budget(tasks=16_000), Traced(), seed=0, device=CPU)
-    assert accuracy(learner, sampler) > accuracy(pixels, sampler) + 0.05
+    assert learned(learner, characters, 16_000, Outer(tasks_per_step=16)) > accuracy(pixels, characters) + 0.05
 
 
 @pytest.mark.slow
